@@ -1,0 +1,114 @@
+"""Payloads of the streams between memory and the stages."""
+
+from enum import IntEnum
+
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from hdl.layout import side_fields
+
+__all__ = ["Client", "Flags", "Flow", "Kind", "Tag", "MemorySignature", "read_request",
+           "read_response", "write_request"]
+
+
+class Client(IntEnum):
+    """Who asked for a beat."""
+
+    FETCH = 0
+    LOAD = 1
+    GATHER = 2
+    LINK = 3
+
+
+class Kind(IntEnum):
+    """What a gathered beat is."""
+
+    CODES = 0
+    PARAMETERS = 1
+    SUM = 2
+
+
+class Flow(wiring.Signature):
+    """A stream that the receiver always takes: `valid` and `payload`, no `ready`."""
+
+    def __init__(self, shape):
+        super().__init__({"valid": Out(1), "payload": Out(shape)})
+
+
+class Flags(data.Struct):
+    """What the array does with a beat; travels with it."""
+
+    first_plane: 1   # of a column
+    last_plane: 1    # of a column
+    pass_start: 1    # first beat of a K tile
+    pass_end: 1      # last beat of a K tile
+    first: 1         # K tile that overwrites the accumulators
+    last: 1          # K tile whose sums leave as results
+    high: 1          # sums count 256 times
+    bank: 1          # table bank
+    kind: 2
+
+
+class Tag(data.Struct):
+    """What the memory returns with a beat as it came with the request."""
+
+    client: 2
+    flags: Flags
+
+
+def read_request(config):
+    """Payload of a read request: one beat."""
+    return data.StructLayout({"address": config.address_bits, "tag": Tag})
+
+
+def read_response(config):
+    """Payload of a read response; responses come in the order of the requests."""
+    return data.StructLayout({"data": config.code_bits, "side": config.side_bits, "tag": Tag})
+
+
+def write_request(config):
+    """Payload of a write: one beat with an enable per byte."""
+    return data.StructLayout({
+        "address": config.address_bits, "data": config.code_bits, "mask": config.beat_bytes})
+
+
+def side_words(config):
+    """32-bit words of a beat's sideband."""
+    return -(-config.side_bits // 32)
+
+
+class MemorySignature(wiring.Signature):
+    """The internal memory port, seen from the engine.
+
+    Members
+    -------
+    request : Out(stream of read_request)
+        One beat per transfer.
+    response : In(stream of read_response)
+        In the order of the requests, any number of cycles later.
+    write : Out(Flow of write_request)
+        Always taken; while `room` is set the memory takes 32 more.
+    side_write : Out(Flow)
+        One 32-bit word of a beat's sideband; only the link writes it.
+    room, idle : In(1)
+        See `write`; no write is under way.
+    fault : In(1)
+        A read or write addressed a beat that does not exist (strobe); a read is answered anyhow.
+    """
+
+    def __init__(self, config):
+        super().__init__({
+            "request": Out(stream.Signature(read_request(config))),
+            "response": In(stream.Signature(read_response(config))),
+            "write": Out(Flow(write_request(config))),
+            "side_write": Out(Flow(data.StructLayout({
+                "address": config.address_bits, "data": 32, "mask": side_words(config)}))),
+            "room": In(1), "idle": In(1), "fault": In(1),
+        })
+
+
+def side_slices(config, side, column):
+    """(scale, zero sign) of each scale point of a column, as slices of the sideband."""
+    fields = side_fields(config)
+    return [(side[fields[column, t][0]:fields[column, t][1]], side[fields[column, t][1]])
+            for t in range(config.scale_points)]

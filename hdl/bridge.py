@@ -1,0 +1,190 @@
+"""What the link can reach: the registers, and the memory beside the engine."""
+
+from amaranth.hdl import Array, Cat, Const, Module, Signal, Value
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from hdl.beat import Client, MemorySignature, side_words
+from hdl.link.endpoint import BusRequest, BusResponse
+from hdl.protocol import Status as BusStatus
+from hdl.registers import COUNTERS, REGISTERS, Error, Space, Status
+
+__all__ = ["Bridge"]
+
+
+
+
+
+class Bridge(wiring.Component):
+    """Serves the link's bus: one request, one response.
+
+    Registers answer in two cycles.  Memory shares the port with the engine, the engine first.
+
+    Parameters
+    ----------
+    config : DeviceConfig
+
+    Members
+    -------
+    i : In(stream of BusRequest), o : Out(stream of BusResponse)
+    engine : In(MemorySignature), memory : Out(MemorySignature)
+        The engine's port, and the port to the memory.
+    start, reset : Out(1), program : Out(address_bits)
+        Control register writes (strobes) and the program address.
+    running, done, failed : In(1), error : In(Error), counters : In
+        The engine's state.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        engine = config.engine
+        super().__init__({
+            "i": In(stream.Signature(BusRequest)), "o": Out(stream.Signature(BusResponse)),
+            "engine": In(MemorySignature(engine)), "memory": Out(MemorySignature(engine)),
+            "start": Out(1), "reset": Out(1), "program": Out(engine.address_bits),
+            "running": In(1), "done": In(1), "failed": In(1), "error": In(Error),
+            "counters": In(data.ArrayLayout(32, len(COUNTERS))),
+        })
+
+    def _registers(self):
+        """Value of every readable register, by byte offset."""
+        values = dict(self.config.identity())
+        state = Signal(Status)
+        values |= {"STATUS": Value.cast(state), "ERROR": Value.cast(self.error),
+                   "PROGRAM": self.program}
+        table = {}
+        for register in REGISTERS.values():
+            if register.name == "COUNTERS":
+                for i in range(len(COUNTERS)):
+                    table[register.offset + 4 * i] = self.counters[i]
+            elif register.name in values:
+                table[register.offset] = values[register.name]
+        return state, table
+
+    def elaborate(self, platform):
+        m = Module()
+        engine = self.config.engine
+        address = self.i.p.address
+        beat_bits = (engine.beat_bytes - 1).bit_length()
+        stride_bits = (self.config.side_stride - 1).bit_length()
+        memory_beat = address[beat_bits:beat_bits + engine.address_bits]
+        side_beat = address[stride_bits:stride_bits + engine.address_bits]
+        space = address[62:]
+
+        # Addresses: the top bits choose the space, the bits between must be zero.
+        legal = Signal()
+        limit = self.config.memory_beats
+        with m.Switch(space):
+            with m.Case(Space.MEMORY):
+                m.d.comb += legal.eq(address[beat_bits:62] < limit)
+            with m.Case(Space.SIDEBAND):
+                word = address[2:stride_bits] if stride_bits > 2 else Const(0, 1)
+                m.d.comb += legal.eq((address[stride_bits:62] < limit)
+                                     & (word < side_words(engine)))
+
+        state, registers = self._registers()
+        m.d.comb += state.eq(Status.IDLE)
+        with m.If(self.running):
+            m.d.comb += state.eq(Status.RUNNING)
+        with m.Elif(self.failed):
+            m.d.comb += state.eq(Status.FAILED)
+        with m.Elif(self.done):
+            m.d.comb += state.eq(Status.DONE)
+
+        # The engine's port passes through; the link's reads come in between.
+        pending = Signal()      # a read of the link waits for the port
+        reading = Signal()      # and for its beat
+        request, response = self.memory.request, self.memory.response
+        link_turn = Signal()
+        m.d.comb += [
+            link_turn.eq(pending & ~self.engine.request.valid),
+            request.valid.eq(self.engine.request.valid | pending),
+            request.payload.eq(self.engine.request.payload),
+            self.engine.request.ready.eq(request.ready),
+            self.engine.response.valid.eq(response.valid
+                                          & (response.p.tag.client != Client.LINK)),
+            self.engine.response.payload.eq(response.payload),
+            response.ready.eq(self.engine.response.ready
+                              | (response.p.tag.client == Client.LINK)),
+            *(getattr(self.engine, n).eq(getattr(self.memory, n))
+              for n in ("room", "idle")),
+            self.engine.fault.eq(self.memory.fault),
+        ]
+        held = Signal(engine.address_bits)
+        with m.If(link_turn):
+            m.d.comb += [request.p.address.eq(held), request.p.tag.client.eq(Client.LINK)]
+            with m.If(request.ready):
+                m.d.sync += pending.eq(0)
+
+        word_offset = Signal(range(max(2, engine.beat_bytes // 4)))
+        side_offset = Signal(range(max(2, side_words(engine))))
+        write, side_write = self.memory.write, self.memory.side_write
+        m.d.comb += [write.valid.eq(self.engine.write.valid),
+                     write.payload.eq(self.engine.write.payload)]
+
+        def answer(value, status=BusStatus.OK):
+            return [self.o.valid.eq(1), self.o.p.data.eq(value), self.o.p.status.eq(status)]
+
+        with m.If(self.o.valid & self.o.ready):
+            m.d.sync += self.o.valid.eq(0)
+        busy = Signal()
+        m.d.comb += busy.eq(self.o.valid | reading)
+        m.d.sync += [self.start.eq(0), self.reset.eq(0)]
+        from_side = Signal()
+        with m.If(reading):
+            with m.If(response.valid & (response.p.tag.client == Client.LINK)):
+                words = Array(response.p.data[32 * i:32 * i + 32]
+                              for i in range(engine.beat_bytes // 4))
+                sides = Array(response.p.side[32 * i:32 * i + 32]
+                              for i in range(side_words(engine)))
+                with m.If(from_side):
+                    m.d.sync += answer(sides[side_offset])
+                with m.Else():
+                    m.d.sync += answer(words[word_offset])
+                m.d.sync += reading.eq(0)
+        with m.Elif(self.i.valid & ~busy):
+            with m.If(space == Space.REGISTERS):
+                m.d.comb += self.i.ready.eq(1)
+                m.d.sync += answer(0, BusStatus.BAD_ADDRESS)
+                with m.If(~address[8:62].any()), m.Switch(address[2:8]):
+                    for offset, value in registers.items():
+                        with m.Case(offset >> 2):
+                            m.d.sync += answer(value)
+                    with m.Case(REGISTERS["CONTROL"].offset >> 2):
+                        m.d.sync += [*answer(0), self.start.eq(self.i.p.write & self.i.p.data[0]),
+                                     self.reset.eq(self.i.p.write & self.i.p.data[1])]
+                with m.If(self.i.p.write & ~address[8:62].any()
+                          & (address[2:8] == REGISTERS["PROGRAM"].offset >> 2)):
+                    m.d.sync += self.program.eq(self.i.p.data)
+            with m.Elif(~legal):
+                m.d.comb += self.i.ready.eq(1)
+                m.d.sync += answer(0, BusStatus.BAD_ADDRESS)
+            with m.Elif(self.i.p.write):
+                # The engine's writes go first; they are short.
+                with m.If((space == Space.MEMORY) & ~self.engine.write.valid & self.memory.room):
+                    m.d.comb += [
+                        self.i.ready.eq(1), write.valid.eq(1), write.payload.address.eq(memory_beat),
+                        write.payload.data.eq(self.i.p.data.replicate(engine.beat_bytes // 4)),
+                        write.payload.mask.eq(
+                            Const(15, engine.beat_bytes)
+                            << Cat(Const(0, 2), address[2:beat_bits]))]
+                    m.d.sync += answer(0)
+                with m.If(space == Space.SIDEBAND):
+                    m.d.comb += [
+                        self.i.ready.eq(1), side_write.valid.eq(1),
+                        side_write.payload.address.eq(side_beat),
+                        side_write.payload.data.eq(self.i.p.data),
+                        side_write.payload.mask.eq(
+                            Const(1, side_words(engine)) << address[2:stride_bits])]
+                    m.d.sync += answer(0)
+            with m.Else():
+                m.d.comb += self.i.ready.eq(1)
+                m.d.sync += [
+                    pending.eq(1), reading.eq(1), from_side.eq(space == Space.SIDEBAND),
+                    held.eq(memory_beat), word_offset.eq(address[2:beat_bits]),
+                    side_offset.eq(address[2:stride_bits])]
+                with m.If(space == Space.SIDEBAND):
+                    m.d.sync += held.eq(side_beat)
+        return m
+
+

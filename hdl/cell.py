@@ -1,0 +1,205 @@
+"""One cell of the array: the tables of a row for one output column, and all that sums behind them.
+
+::
+
+    codes -> tables -> tree (per scale point) -> + zero point -> x scale -> sum -> plane shift
+          -> + accumulator RAM -> result
+"""
+
+from amaranth.hdl import Cat, Module, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from hdl.config import BLOCK, SCALE_BITS, bits_for
+from hdl.layout import lane_positions
+from hdl.parts import BlockRAM, Multiplier, TableRAM, add, add_select, delay
+from hdl.tree import Tree, tree_levels
+
+__all__ = ["Cell", "Timing"]
+
+
+class Timing:
+    """Cycles from the stream register (0) to each place of the array.
+
+    Attributes
+    ----------
+    tables : int
+        Entries leave the tables.
+    zero : int
+        Group sums leave the tree and meet the zero-point leaf.
+    column : int
+        Scaled sums enter the plane-shift register.
+    result : int
+        The new accumulator value is written and leaves as a result.
+    """
+
+    def __init__(self, config):
+        lanes = [len(point_lanes(config, t)) for t in range(config.scale_points)]
+        self.tables = 2 if config.block_ram_blocks else 1
+        self.zero = self.tables + tree_levels(max(lanes))
+        self.column = self.zero + Multiplier.LATENCY + tree_levels(config.scale_points)
+        self.result = self.column + 2
+        self.address = self.column - 1 - BlockRAM.LATENCY
+        """The accumulator's read address is registered here: output register, then operand."""
+
+
+def point_lanes(config, t):
+    """Lane numbers that scale point `t` sums."""
+    blocks = config.blocks // config.scale_points
+    low, high = t * blocks * BLOCK, (t + 1) * blocks * BLOCK
+    return [i for i, k in enumerate(lane_positions(config)) if low <= k[0] < high]
+
+
+class Cell(wiring.Component):
+    """Tables, trees, scaling and accumulators for one row and one column of the array.
+
+    One beat per cycle; no back-pressure; the strobes come from the array's control at the cycles
+    that :class:`Timing` names.
+
+    Parameters
+    ----------
+    config : EngineConfig
+
+    Members
+    -------
+    codes : In(tile_k)
+        The stream register.
+    bank : In(1)
+        Table bank of the codes.
+    entries, group, entry, write_bank : In
+        Table writes (see :class:`hdl.prepare.Prepare`).
+    scales : In(array of unsigned(16))
+        Scales of the group sums, at cycle ``zero``.
+    zero_signs : In(scale_points)
+        Signs of the zero-point leaf, at cycle ``zero``.
+    sum_clear, sum_capture : In(1)
+        Forget the sums of the activations (before cycle ``zero``); take the group sums as such.
+    column_valid, column_first : In(1)
+        At cycle ``column``: shift in a plane; it is the column's first.
+    address : In
+        Accumulator of the column, one cycle before its read.
+    overwrite : In(1)
+        The column's accumulator starts at zero, aligned with the operand register's load.
+    high, write : In(1)
+        Scale by 256 (cycle ``column`` + 1); write back (cycle ``result``).
+    write_address : In
+    result : Out(signed(accumulator_bits))
+        The new value, at cycle ``result``.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        self.groups = [v for v in config.chunks for _ in range(max(1, 32 // v // config.builders))]
+        entry = signed(config.entry_bits(max(config.chunks)))
+        points = config.scale_points
+        address = config.n_tile.bit_length() - 1
+        super().__init__({
+            "codes": In(config.tile_k), "bank": In(1),
+            "entries": In(data.ArrayLayout(entry, config.builders)),
+            "group": In(len(self.groups)), "entry": In(max(config.chunks) - 1), "write_bank": In(1),
+            "scales": In(data.ArrayLayout(SCALE_BITS, points)), "zero_signs": In(points),
+            "sum_clear": In(1), "sum_capture": In(1),
+            "column_valid": In(1), "column_first": In(1),
+            "address": In(address), "overwrite": In(1), "high": In(1), "write": In(1),
+            "write_address": In(address),
+            "result": Out(signed(config.accumulator_bits)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        family = config.family
+        timing = Timing(config)
+
+        # Tables: one per lane, both banks in one RAM.
+        lanes = lane_positions(config)
+        values, signs = [], []
+        lane_in_group = 0
+        group = 0
+        for i, positions in enumerate(lanes):
+            v = len(positions)
+            width = config.entry_bits(v)
+            table = TableRAM(width, 2**v, store="block" if v == 8 else "distributed",
+                             family=family)
+            m.submodules[f"table_{i}"] = table
+            code = delay(m, self.codes[positions[0]:positions[0] + v],
+                         timing.tables - table.latency, name=f"code_{i}")
+            bank = delay(m, self.bank, timing.tables - table.latency, name=f"bank_{i}")
+            m.d.comb += [
+                table.write_address.eq(Cat(self.entry[:v - 1], self.write_bank)),
+                table.write_data.eq(self.entries[lane_in_group]),
+                table.write_enable.eq(self.group[group]),
+                table.read_address.eq(Cat(code[1:], bank)),
+            ]
+            values.append(table.read_data)
+            signs.append(delay(m, code[0], table.latency, name=f"sign_{i}"))
+            lane_in_group += 1
+            if lane_in_group == config.builders:
+                lane_in_group = 0
+                group += 1
+
+        products = []
+        for t in range(config.scale_points):
+            chosen = point_lanes(config, t)
+            m.submodules[f"tree_{t}"] = tree = Tree(
+                [len(lanes[i]) * config.operand_max for i in chosen], family)
+            for j, i in enumerate(chosen):
+                m.d.comb += [tree.entries[j].eq(values[i].as_signed()), tree.signs[j].eq(signs[i])]
+            levels = timing.zero - timing.tables
+            short = levels - tree_levels(len(chosen))
+            total = delay(m, tree.total, short, name=f"total_{t}")
+            pending = delay(m, tree.pending, short, name=f"pending_{t}")
+
+            # The zero point is one more leaf: plus or minus the sum of the group's activations,
+            # which the tree itself found when the tile started (codes all plus, then all minus).
+            group_sum = Signal(signed(config.group_bits), name=f"group_sum_{t}")
+            plus = Signal(signed(config.group_bits), name=f"plus_{t}")
+            minus = Signal(signed(config.group_bits), name=f"minus_{t}")
+            if config.zero_points:
+                with m.If(self.sum_clear):
+                    m.d.sync += [plus.eq(0), minus.eq(0)]
+                with m.Elif(self.sum_capture):
+                    m.d.sync += [minus.eq(group_sum), plus.eq(minus)]
+            m.d.comb += group_sum.eq(add_select(
+                m, total, plus, minus, self.zero_signs[t], cin=pending,
+                width=config.group_bits, family=family))
+            m.submodules[f"multiplier_{t}"] = multiplier = Multiplier(
+                config.group_bits, SCALE_BITS + 1, family)
+            m.d.comb += [multiplier.a.eq(group_sum), multiplier.b.eq(self.scales[t])]
+            products.append((multiplier.o, config.group_max * (2**SCALE_BITS - 1)))
+
+        while len(products) > 1:
+            merged = []
+            for (a, a_bound), (b, b_bound) in zip(products[::2], products[1::2]):
+                width = bits_for(a_bound + b_bound)
+                total = Signal(signed(width), name="scaled", reset_less=True)
+                m.d.sync += total.eq(add(m, a, b, width=width, family=family))
+                merged.append((total, a_bound + b_bound))
+            products = merged
+        (scaled, _), = products
+
+        # Planes come most significant first: double and add.
+        column = Signal(signed(config.column_bits), reset_less=True)
+        shifted = add_select(m, scaled, column << 1, 0, self.column_first,
+                             width=config.column_bits, family=family)
+        with m.If(self.column_valid):
+            m.d.sync += column.eq(shifted)
+
+        m.submodules.accumulators = ram = BlockRAM(
+            config.accumulator_bits, config.n_tile, family=family)
+        old = Signal(signed(config.accumulator_bits), reset_less=True)
+        with m.If(self.overwrite):
+            m.d.sync += old.eq(0)
+        with m.Else():
+            m.d.sync += old.eq(ram.read_data)
+        if config.activation_bits == 16:
+            new = add_select(m, old, column, column << 8, self.high,
+                             width=config.accumulator_bits, family=family)
+        else:
+            new = add(m, old, column, width=config.accumulator_bits, family=family)
+        m.d.sync += self.result.eq(new)
+        m.d.comb += [
+            ram.read_address.eq(self.address),
+            ram.write_address.eq(self.write_address), ram.write_data.eq(self.result),
+            ram.write_enable.eq(self.write)]
+        return m

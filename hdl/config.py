@@ -1,0 +1,349 @@
+"""What an engine is: the parameters fixed when the gateware is generated, and what follows from them.
+
+Light by design (no Amaranth, no NumPy): the host reads a device's configuration with it.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+
+from hdl.errors import ConfigError
+
+__all__ = ["BLOCK", "FAMILIES", "FORMATS", "DeviceConfig", "EngineConfig", "bits_for",
+           "engine_of"]
+
+BLOCK = 32
+"""Weights in a block: no chunk and no scale group crosses a multiple of it."""
+
+FAMILIES = ("portable", "ecp5", "xilinx7")
+FORMATS = ("bitserial",)
+MAX_DIM = 16384
+MAX_PLANES = 8
+MIN_COLUMNS = 8
+"""Columns of the shortest pass: the accumulators' read-modify-write depth, in the worst case of one
+plane a column.  The compiler pads N up to it and the decoder refuses less."""
+SCALE_BITS = 16
+ISA_VERSION = 1
+REGISTERS_VERSION = 1
+
+
+def bits_for(bound):
+    """Width in bits of a two's-complement number that holds every integer in [-bound, bound]."""
+    return int(bound).bit_length() + 1
+
+
+def _power_of_two(n):
+    return n >= 1 and n & (n - 1) == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Parameters of one engine; validates on construction and derives every width.
+
+    Parameters
+    ----------
+    format : str
+        Weight format; ``"bitserial"``.
+    family : str
+        Form of the parts: ``"portable"`` (simulation), ``"ecp5"``, ``"xilinx7"``.
+    lanes : int
+        Table lanes per row and column at chunk length v = 4: 8 per block of 32 weights, so that
+        ``4 * lanes`` one-bit weights are gathered per cell and cycle.  16, 32, 64, 128 or 256.
+    rows : int
+        Tokens that share the codes (the M of M2N64K4): 1, 2, 4, 8 or 16.
+    columns : int
+        Output columns gathered per cycle; replicates tables, trees and accumulators: 1, 2 or 4.
+    scale_points : int
+        Group sums per cell and cycle.  A scale group of ``4 * lanes / scale_points`` weights or
+        more runs at full rate; smaller ones at a reduced rate.
+    builders : int
+        Table builders per row; each fills one lane at a time: 1, 2, 4 or 8.
+    block_ram_blocks : int
+        How many of the ``lanes / 8`` blocks keep their tables in block RAM, as chunks of v = 8.
+    activation_bits : int
+        8, or 16 for engines that also take int16 activations as two byte passes.
+    zero_points : bool
+        Whether asymmetric weights are supported.
+    n_tile : int
+        Output columns that the accumulators of one cell hold (a power of two).
+    activation_bytes : int
+        Activation buffer per row, in bytes (a power of two).
+    address_bits : int
+        Width of a beat address.
+    epilogue : bool
+        Whether the engine can re-quantise to int8 (chains of layers on the device).
+    counters : bool
+        Whether the stages' cycle counters are built.
+    """
+
+    format: str = "bitserial"
+    family: str = "portable"
+    lanes: int = 64
+    rows: int = 1
+    columns: int = 1
+    scale_points: int = 2
+    builders: int = 4
+    block_ram_blocks: int = 0
+    activation_bits: int = 16
+    zero_points: bool = True
+    n_tile: int = 1024
+    activation_bytes: int = 16384
+    address_bits: int = 24
+    epilogue: bool = True
+    counters: bool = True
+
+    def __post_init__(self):
+        def legal(name, values):
+            value = getattr(self, name)
+            if type(value) is not type(values[0]) or value not in values:
+                listed = ", ".join(map(repr, values))
+                raise ConfigError(f"{name} must be one of {listed}, not {value!r}")
+
+        legal("format", FORMATS)
+        legal("family", FAMILIES)
+        legal("lanes", (16, 32, 64, 128, 256))
+        legal("rows", (1, 2, 4, 8, 16))
+        legal("columns", (1, 2, 4))
+        legal("scale_points", tuple(2**i for i in range(self.blocks.bit_length())))
+        legal("builders", (1, 2, 4, 8))
+        legal("block_ram_blocks", tuple(range(self.blocks + 1)))
+        legal("activation_bits", (8, 16))
+        legal("n_tile", tuple(2**i for i in range(4, 15)))
+        legal("activation_bytes", tuple(2**i for i in range(9, 17)))
+        for name in ("zero_points", "epilogue", "counters"):
+            legal(name, (False, True))
+        if not isinstance(self.address_bits, int) or not 8 <= self.address_bits <= 32:
+            raise ConfigError(f"address_bits must be an integer in 8..32, not {self.address_bits!r}")
+        if self.code_bits < 128:
+            raise ConfigError(
+                "a beat must hold an instruction of 128 bits: 4 * lanes * columns must be at "
+                f"least 128, not {self.code_bits}; use lanes=32 or columns=2")
+        if self.builders == 8 and self.block_ram_blocks:
+            raise ConfigError("builders must be at most 4 where tables are in block RAM "
+                              "(a block has 4 lanes of v = 8), not 8")
+
+    # Shape of the array
+
+    @property
+    def blocks(self):
+        """Blocks of 32 weights per cell and cycle."""
+        return self.lanes // 8
+
+    @property
+    def chunks(self):
+        """Chunk length v of every block, in K order: block-RAM blocks come last."""
+        distributed = self.blocks - self.block_ram_blocks
+        return (4,) * distributed + (8,) * self.block_ram_blocks
+
+    @property
+    def tile_k(self):
+        """Weights along K that one beat covers: the K tile."""
+        return BLOCK * self.blocks
+
+    @property
+    def group_width(self):
+        """Weights per scale point: the smallest group that runs at full rate."""
+        return self.tile_k // self.scale_points
+
+    @property
+    def cells(self):
+        """Copies of tables, tree and accumulator: rows * columns."""
+        return self.rows * self.columns
+
+    # Beats
+
+    @property
+    def code_bits(self):
+        """Bits of codes in a beat; also the data width of the memory port."""
+        return self.tile_k * self.columns
+
+    @property
+    def beat_bytes(self):
+        """Bytes of data in a beat."""
+        return self.code_bits // 8
+
+    @property
+    def side_bits(self):
+        """Sideband of a beat: per column and scale point a 16-bit scale and a zero-point sign."""
+        return self.columns * self.scale_points * (SCALE_BITS + 1)
+
+    # Widths, each from the largest magnitude that can occur
+
+    @property
+    def operand_max(self):
+        """Largest activation magnitude of a pass: 127, or 255 where low bytes are unsigned."""
+        return 255 if self.activation_bits == 16 else 127
+
+    def entry_bits(self, v):
+        """Width of a table entry for chunks of `v`."""
+        return bits_for(v * self.operand_max)
+
+    @property
+    def group_max(self):
+        """Largest group sum, the zero-point leaf included."""
+        return self.group_width * self.operand_max * (2 if self.zero_points else 1)
+
+    @property
+    def group_bits(self):
+        """Width of a group sum as the multiplier takes it."""
+        return bits_for(self.group_max)
+
+    @property
+    def scaled_max(self):
+        """Largest sum of scaled group sums of one beat."""
+        return self.scale_points * self.group_max * (2**SCALE_BITS - 1)
+
+    @property
+    def column_bits(self):
+        """Width of a column's sum over all planes."""
+        return bits_for(self.scaled_max * (2**MAX_PLANES - 1))
+
+    @property
+    def accumulator_bits(self):
+        """Width of an accumulator: 48, or 56 with int16 activations."""
+        return 56 if self.activation_bits == 16 else 48
+
+    # Buffers
+
+    @property
+    def activation_depth(self):
+        """Words of a row's activation buffer; a word is one byte per builder."""
+        return self.activation_bytes // self.builders
+
+    @property
+    def word_steps(self):
+        """Cycles to write one beat into the activation buffers."""
+        return max(1, self.beat_bytes // (self.builders * self.rows))
+
+    @property
+    def row_groups(self):
+        """Beats that fill the same word of all rows (1 unless a beat is narrower than that)."""
+        return max(1, self.builders * self.rows // self.beat_bytes)
+
+    @property
+    def results_per_beat(self):
+        """64-bit results in a beat."""
+        return self.code_bits // 64
+
+    @property
+    def store_beats(self):
+        """Write beats that the results of one column step take."""
+        return max(1, self.cells // self.results_per_beat)
+
+    # Identity
+
+    def replace(self, **changes):
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def as_dict(self):
+        """The fields as a plain dictionary."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields):
+        """The inverse of :meth:`as_dict`; unknown fields are a :exc:`~hdl.errors.ConfigError`."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - known)
+        if unknown:
+            raise ConfigError(f"unknown engine parameters {', '.join(unknown)}; "
+                              f"legal are {', '.join(sorted(known))}")
+        return cls(**fields)
+
+    @property
+    def digest(self):
+        """16 hexadecimal digits that name this configuration."""
+        text = json.dumps(self.as_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def peak_macs(self, planes=1):
+        """Useful multiply-accumulates per cycle for weights of `planes` bits."""
+        return self.tile_k * self.cells / planes
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceConfig:
+    """An engine with what surrounds it: memory, link and clock.
+
+    Parameters
+    ----------
+    engine : EngineConfig
+    memory : str
+        ``"port"`` (the internal port leaves the top: simulated memory), ``"onchip"`` (block RAM)
+        or ``"axi"`` (AXI4 master).
+    memory_beats : int
+        Size of the memory, in beats of ``engine.beat_bytes``.
+    link : str
+        ``"stream"`` (bytes in and out of the top) or ``"uart"``.
+    clock_hz : int
+        Core clock.
+    """
+
+    engine: EngineConfig = EngineConfig()
+    memory: str = "port"
+    memory_beats: int = 2**21
+    link: str = "stream"
+    clock_hz: int = 200_000_000
+
+    def __post_init__(self):
+        if not isinstance(self.engine, EngineConfig):
+            raise ConfigError(f"engine must be an EngineConfig, not {self.engine!r}")
+        for name, values in (("memory", ("port", "onchip", "axi")), ("link", ("stream", "uart"))):
+            if getattr(self, name) not in values:
+                raise ConfigError(f"{name} must be one of {', '.join(values)}, "
+                                  f"not {getattr(self, name)!r}")
+        most = 2**self.engine.address_bits
+        if not isinstance(self.memory_beats, int) or not 16 <= self.memory_beats <= most:
+            raise ConfigError(f"memory_beats must be in 16..{most} for {self.engine.address_bits} "
+                              f"address bits, not {self.memory_beats!r}")
+        if not isinstance(self.clock_hz, int) or not 1_000_000 <= self.clock_hz <= 1_000_000_000:
+            raise ConfigError("clock_hz must be an integer in 1000000..1000000000, not "
+                              f"{self.clock_hz!r}")
+
+    def replace(self, **changes):
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def side_stride(self):
+        """Bytes between the sidebands of consecutive beats in the link's address space."""
+        words = -(-self.engine.side_bits // 32)
+        return 4 << (words - 1).bit_length()
+
+    @property
+    def digest(self):
+        """16 hexadecimal digits that name this device."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def identity(self):
+        """Values of the self-description registers, by name."""
+        e = self.engine
+        return {
+            "MAGIC": 0x4C555452,
+            "VERSIONS": ISA_VERSION | REGISTERS_VERSION << 8,
+            "DIGEST": int(self.digest[:8], 16),
+            "FORMAT": FORMATS.index(e.format) | FAMILIES.index(e.family) << 4
+            | (e.activation_bits == 16) << 8 | e.zero_points << 9 | e.epilogue << 10
+            | e.counters << 11,
+            "ARRAY": e.lanes | e.rows << 9 | e.columns << 14 | e.scale_points << 17
+            | e.builders << 24,
+            "BUFFERS": (e.n_tile.bit_length() - 1) | (e.activation_bytes.bit_length() - 1) << 5
+            | e.block_ram_blocks << 10 | e.address_bits << 16,
+            "MEMORY": self.memory_beats,
+            "CLOCK": self.clock_hz,
+        }
+
+
+def engine_of(identity):
+    """The engine that a device describes in its registers; the inverse of ``identity``."""
+    form, array, buffers = identity["FORMAT"], identity["ARRAY"], identity["BUFFERS"]
+    return EngineConfig(
+        format=FORMATS[form & 15], family=FAMILIES[form >> 4 & 15],
+        activation_bits=16 if form >> 8 & 1 else 8, zero_points=bool(form >> 9 & 1),
+        epilogue=bool(form >> 10 & 1), counters=bool(form >> 11 & 1),
+        lanes=array & 511, rows=array >> 9 & 31, columns=array >> 14 & 7,
+        scale_points=array >> 17 & 127, builders=array >> 24 & 15,
+        n_tile=1 << (buffers & 31), activation_bytes=1 << (buffers >> 5 & 31),
+        block_ram_blocks=buffers >> 10 & 63, address_bits=buffers >> 16 & 63)

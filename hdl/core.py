@@ -1,0 +1,250 @@
+"""The engine: three stages, the array of cells and the control, behind one memory port.
+
+Knows no link, no board and no memory: :mod:`hdl.top` puts those around it.
+"""
+
+from amaranth.hdl import Cat, Module, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from hdl.beat import Client, Flags, Flow, Kind, read_request, read_response, side_slices, write_request
+from hdl.cell import Cell, Timing
+from hdl.control import Control
+from hdl.isa import INSTRUCTION_BITS
+from hdl.layout import PARAMETER_BITS
+from hdl.parts import delay
+from hdl.prepare import Prepare
+from hdl.registers import COUNTERS, Error
+from hdl.requests import GatherRequests
+from hdl.store import Store, spacing
+from hdl.telemetry import Telemetry
+
+__all__ = ["Core"]
+
+
+class Core(wiring.Component):
+    """A complete engine.
+
+    Parameters
+    ----------
+    config : EngineConfig
+
+    Members
+    -------
+    o_request : Out(stream.Signature(read_request))
+        One beat per request.
+    i_response : In(stream.Signature(read_response))
+        Beats in the order of the requests.  Stalls only while the last K tile waits for
+        `write_room` and while LOAD spreads a beat over several words.
+    o_write : Out(Flow(write_request))
+    write_room : In(1)
+        The memory takes at least 32 more writes; without it the last K tile pauses.
+    write_idle : In(1)
+        All writes have reached the memory.
+    start : In(1), program : In(address_bits), running, done, failed : Out(1), error : Out(Error)
+        See :class:`hdl.control.Control`.
+    memory_fault : In(1)
+        The memory was asked for a beat that it does not have.
+    counters : Out(32 bits each)
+        See :data:`hdl.registers.COUNTERS`.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        super().__init__({
+            "o_request": Out(stream.Signature(read_request(config))),
+            "i_response": In(stream.Signature(read_response(config))),
+            "o_write": Out(Flow(write_request(config))),
+            "write_room": In(1), "write_idle": In(1),
+            "start": In(1), "program": In(config.address_bits),
+            "running": Out(1), "done": Out(1), "failed": Out(1), "error": Out(Error),
+            "memory_fault": In(1),
+            "counters": Out(data.ArrayLayout(32, len(COUNTERS))),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        timing = Timing(config)
+        m.submodules.control = control = Control(config)
+        m.submodules.prepare = prepare = Prepare(config)
+        m.submodules.requests = requests = GatherRequests(config)
+        m.submodules.store = store = Store(config)
+        connect(m, control.o_load, prepare.i_load)
+        connect(m, control.o_build, prepare.i_build)
+        connect(m, control.o_lmma, requests.i)
+        connect(m, control.o_store, store.i)
+        connect(m, store.o_activation, prepare.i_write)
+        connect(m, store.o_write, flipped(self.o_write))
+        m.d.comb += [
+            control.start.eq(self.start), control.program.eq(self.program),
+            control.memory_fault.eq(self.memory_fault),
+            self.running.eq(control.running), self.done.eq(control.done),
+            self.failed.eq(control.failed), self.error.eq(control.error),
+            requests.table_ready.eq(prepare.table_ready),
+            requests.sink_ready.eq(store.sink_ready),
+        ]
+
+        # Requests: control before loads before codes; short streams first.
+        with m.If(~self.o_request.valid | self.o_request.ready):
+            m.d.sync += self.o_request.valid.eq(
+                control.o_request.valid | prepare.o_request.valid | requests.o.valid)
+            with m.If(control.o_request.valid):
+                m.d.sync += self.o_request.payload.eq(control.o_request.payload)
+                m.d.comb += control.o_request.ready.eq(1)
+            with m.Elif(prepare.o_request.valid):
+                m.d.sync += self.o_request.payload.eq(prepare.o_request.payload)
+                m.d.comb += prepare.o_request.ready.eq(1)
+            with m.Else():
+                m.d.sync += self.o_request.payload.eq(requests.o.payload)
+                m.d.comb += requests.o.ready.eq(1)
+
+        # Responses go to whom they are for.
+        beat = self.i_response.p
+        flags = beat.tag.flags
+        gather_take = Signal()
+        hold = Signal()
+        gap = spacing(config)
+        if gap > 1:
+            since = Signal(range(gap), init=0)      # cycles to wait before the next column's end
+            with m.If(gather_take & flags.last & flags.last_plane):
+                m.d.sync += since.eq(gap - 1)
+            with m.Elif(since != 0):
+                m.d.sync += since.eq(since - 1)
+            spaced = since == 0
+        else:
+            spaced = 1
+        m.d.comb += hold.eq(flags.last & flags.last_plane & ~(self.write_room & spaced))
+        with m.Switch(beat.tag.client):
+            with m.Case(Client.FETCH):
+                m.d.comb += [control.i_beat.valid.eq(self.i_response.valid),
+                             self.i_response.ready.eq(1)]
+            with m.Case(Client.LOAD):
+                m.d.comb += [prepare.i_beat.valid.eq(self.i_response.valid),
+                             self.i_response.ready.eq(prepare.i_beat.ready)]
+            with m.Case(Client.GATHER):
+                m.d.comb += [gather_take.eq(self.i_response.valid & ~hold),
+                             self.i_response.ready.eq(~hold)]
+        m.d.comb += [control.i_beat.payload.eq(beat.data[:INSTRUCTION_BITS]),
+                     prepare.i_beat.payload.eq(beat.data)]
+
+        # The stream register; from here on nothing waits.
+        codes = Signal(config.code_bits, reset_less=True)
+        side = Signal(config.side_bits, reset_less=True)
+        what = Signal(Flags, reset_less=True)
+        valid = Signal()
+        m.d.sync += [codes.eq(beat.data), side.eq(beat.side), what.eq(flags),
+                     valid.eq(gather_take)]
+
+        def at(cycle, value, name):
+            return delay(m, value, cycle, name=name)
+
+        strobes = Signal(data.StructLayout({
+            "codes": 1, "column": 1, "clear": 1, "capture": 1, "end": 1, "parameters": 1}))
+        is_codes = what.kind == Kind.CODES
+        m.d.comb += [
+            strobes.codes.eq(valid & is_codes),
+            strobes.column.eq(valid & is_codes & what.last_plane),
+            strobes.clear.eq(valid & what.pass_start),
+            strobes.capture.eq(valid & (what.kind == Kind.SUM)),
+            strobes.end.eq(valid & what.pass_end),
+            strobes.parameters.eq(valid & (what.kind == Kind.PARAMETERS)),
+        ]
+        m.d.comb += prepare.table_free.eq(strobes.end)
+
+        trail = [strobes]
+        kinds = [what]
+        for i in range(timing.result):
+            trail.append(delay(m, trail[-1], 1, name=f"strobes_{i}", resettable=True))
+            kinds.append(delay(m, kinds[-1], 1, name=f"flags_{i}"))
+
+        # Columns are counted where their accumulator is addressed.
+        column = Signal(range(config.n_tile))
+        address = Signal.like(column, reset_less=True)
+        here = trail[timing.address]
+        m.d.sync += address.eq(column)
+        with m.If(here.end):
+            m.d.sync += column.eq(0)
+        with m.Elif(here.column):
+            m.d.sync += column.eq(column + 1)
+        write_address = delay(m, address, timing.result - timing.address - 1, name="address")
+
+        scales = at(timing.zero, side, "side")
+        results = []
+        for c in range(config.columns):
+            for r in range(config.rows):
+                cell = Cell(config)
+                m.submodules[f"cell_{c}_{r}"] = cell
+                slices = side_slices(config, scales, c)
+                m.d.comb += [
+                    cell.codes.eq(codes[c * config.tile_k:(c + 1) * config.tile_k]),
+                    cell.bank.eq(what.bank),
+                    cell.entries.eq(prepare.entries[r]), cell.group.eq(prepare.group),
+                    cell.entry.eq(prepare.entry), cell.write_bank.eq(prepare.bank),
+                    *(cell.scales[t].eq(s) for t, (s, _) in enumerate(slices)),
+                    cell.zero_signs.eq(Cat(z for _, z in slices)),
+                    cell.sum_clear.eq(trail[timing.zero - 1].clear),
+                    cell.sum_capture.eq(trail[timing.zero].capture),
+                    cell.column_valid.eq(trail[timing.column].codes),
+                    cell.column_first.eq(kinds[timing.column].first_plane),
+                    cell.address.eq(address),
+                    cell.overwrite.eq(kinds[timing.column].first),
+                    cell.high.eq(kinds[timing.column + 1].high),
+                    cell.write.eq(trail[timing.result].column),
+                    cell.write_address.eq(write_address),
+                ]
+                results.append(cell.result)
+        ends = trail[timing.result]
+        m.d.comb += [
+            store.results[i].eq(r) for i, r in enumerate(results)]
+        m.d.comb += [
+            store.result_valid.eq(ends.column & kinds[timing.result].last),
+            store.parameters_valid.eq(strobes.parameters),
+            *(store.parameters[c].eq(codes[c * config.tile_k:][:PARAMETER_BITS])
+              for c in range(config.columns)),
+        ]
+
+        # Who moves, who waits.
+        in_flight = Signal()
+        m.d.comb += in_flight.eq(Cat(t.as_value().any() for t in trail).any())
+        owed = Signal(16)       # beats asked for and not yet taken
+        asked = self.o_request.valid & self.o_request.ready
+        took = self.i_response.valid & self.i_response.ready
+        m.d.sync += owed.eq(owed + asked - took)
+        m.d.comb += [
+            control.stages_busy.eq(prepare.busy | prepare.wait_table | prepare.wait_memory
+                                   | requests.busy | in_flight | (owed != 0) | store.busy
+                                   | ~self.write_idle),
+            control.progress.eq((owed != 0) | self.o_request.valid | prepare.busy | in_flight
+                                | ~self.write_idle),
+        ]
+
+        if config.counters:
+            m.submodules.telemetry = telemetry = Telemetry(len(COUNTERS))
+            waits_beat = requests.busy & ~requests.wait_table & ~requests.wait_sink
+            events = {
+                "cycles": control.running,
+                "prepare_busy": prepare.busy,
+                "prepare_wait_memory": prepare.wait_memory,
+                "prepare_wait_table": prepare.wait_table,
+                "gather_busy": strobes.codes,
+                "gather_wait_table": requests.wait_table,
+                "gather_wait_store": requests.wait_sink | gather_hold(self, beat, hold),
+                "gather_wait_memory": waits_beat & ~self.i_response.valid,
+                "store_busy": store.busy,
+                "beats_read": took,
+                "beats_written": self.o_write.valid,
+                "instructions": control.issued,
+            }
+            m.d.comb += [
+                telemetry.clear.eq(self.start & ~control.running),
+                telemetry.events.eq(Cat(events[name] & control.running for name in COUNTERS)),
+                self.counters.eq(telemetry.counts)]
+        return m
+
+
+def gather_hold(core, beat, hold):
+    """The gather stage refuses a beat because the results would find no room."""
+    return core.i_response.valid & (beat.tag.client == Client.GATHER) & hold
+
+

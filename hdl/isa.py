@@ -1,0 +1,169 @@
+"""The instruction set, defined once: decoder, assembler, disassembler, compiler and docs read it.
+
+An instruction is 128 bits in the low bits of one memory beat.  Bits that no field names must be
+zero.  Counts are stored minus one.  Three stages execute in parallel and in program order within
+each: *prepare* (LOAD, BUILD), *gather* (LMMA) and *store* (STORE).
+
+Four tokens couple them.  BUILD waits for a free table bank (two at the start) and hands over a
+ready one per K tile; LMMA waits for a ready bank before each K tile and frees it after.  STORE
+announces that it can take a tile of results; an LMMA whose last K tile finishes the accumulators
+waits for that, and its results complete the STORE.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from hdl.errors import ArgumentError, ArgumentTypeError
+
+__all__ = ["FIELDS", "INSTRUCTION_BITS", "STAGES", "Field", "Instruction", "Opcode", "Target",
+           "assemble", "disassemble"]
+
+INSTRUCTION_BITS = 128
+
+
+class Opcode(IntEnum):
+    """Operation codes.  0 is illegal, so that zeroed memory is not a program."""
+
+    HALT = 1
+    FENCE = 2
+    LOAD = 3
+    BUILD = 4
+    LMMA = 5
+    STORE = 6
+
+
+class Target(IntEnum):
+    """Where STORE sends results, and as what."""
+
+    ACCUMULATORS = 0
+    INT8 = 1
+    ACTIVATIONS = 2
+
+
+@dataclass(frozen=True)
+class Field:
+    """Bits ``offset .. offset + width - 1`` of an instruction; `bias` is subtracted when stored."""
+
+    offset: int
+    width: int
+    doc: str
+    bias: int = 0
+
+
+_ADDRESS = Field(64, 40, "memory address, in beats")
+STAGES = {
+    Opcode.LOAD: "prepare", Opcode.BUILD: "prepare", Opcode.LMMA: "gather", Opcode.STORE: "store",
+}
+FIELDS = {
+    Opcode.HALT: {},
+    Opcode.FENCE: {},
+    Opcode.LOAD: {
+        "count": Field(32, 16, "beats to read", 1),
+        "local": Field(48, 16, "first word of the activation buffer to write"),
+        "address": _ADDRESS,
+    },
+    Opcode.BUILD: {
+        "unsigned": Field(4, 1, "activations are the unsigned low bytes of int16"),
+        "tiles": Field(32, 16, "K tiles to build tables for, one after the other", 1),
+        "local": Field(48, 16, "first word of the activation buffer to read"),
+    },
+    Opcode.LMMA: {
+        "first": Field(4, 1, "the first K tile overwrites the accumulators"),
+        "last": Field(5, 1, "the last K tile sends the accumulators to the store stage"),
+        "zero": Field(6, 1, "each K tile starts with three beats that sum the activations "
+                            "for the zero points"),
+        "high": Field(7, 1, "activations are the high bytes of int16: sums count 256 times"),
+        "requant": Field(8, 1, "in the last K tile each column ends with a beat of "
+                               "re-quantisation parameters"),
+        "planes": Field(12, 3, "bit planes of a weight", 1),
+        "tiles": Field(16, 16, "K tiles", 1),
+        "columns": Field(32, 16, "column steps of the N tile", 1),
+        "address": _ADDRESS,
+    },
+    Opcode.STORE: {
+        "target": Field(4, 2, "0: 64-bit accumulators to memory; 1: int8 to memory; "
+                              "2: int8 to the activation buffer"),
+        "relu": Field(6, 1, "negative int8 results become 0"),
+        "columns": Field(32, 16, "column steps to take", 1),
+        "local": Field(48, 16, "first word of the activation buffer (target 2)"),
+        "address": _ADDRESS,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One decoded instruction: an opcode and the values of its fields.
+
+    Examples
+    --------
+    >>> str(Instruction.make("BUILD", tiles=4, local=8))
+    'BUILD tiles=4 local=8'
+    """
+
+    opcode: Opcode
+    values: tuple
+
+    @classmethod
+    def make(cls, opcode, **values):
+        """Build an instruction by name; absent fields take their smallest value."""
+        opcode = Opcode[opcode] if isinstance(opcode, str) else Opcode(opcode)
+        fields = FIELDS[opcode]
+        unknown = sorted(set(values) - set(fields))
+        if unknown:
+            raise ArgumentTypeError(f"{opcode.name} has no field {', '.join(unknown)}; "
+                                    f"its fields are {', '.join(fields) or 'none'}")
+        full = {}
+        for name, field in fields.items():
+            value = int(values.get(name, field.bias))
+            low, high = field.bias, field.bias + 2**field.width - 1
+            if not low <= value <= high:
+                raise ArgumentError(f"{opcode.name} {name} must be in {low}..{high}, not {value}")
+            full[name] = value
+        return cls(opcode, tuple(full.items()))
+
+    def __getattr__(self, name):
+        for key, value in object.__getattribute__(self, "values"):
+            if key == name:
+                return value
+        raise AttributeError(name)
+
+    def encode(self):
+        """The instruction as an integer of 128 bits."""
+        word = int(self.opcode)
+        for name, value in self.values:
+            field = FIELDS[self.opcode][name]
+            word |= (value - field.bias) << field.offset
+        return word
+
+    @classmethod
+    def decode(cls, word):
+        """The inverse of :meth:`encode`; a malformed word is an :exc:`~hdl.errors.ArgumentError`."""
+        try:
+            opcode = Opcode(word & 15)
+        except ValueError:
+            raise ArgumentError(f"opcode must be one of {', '.join(f'{o} ({o.name})' for o in Opcode)}"
+                                f", not {word & 15}") from None
+        values = {name: (word >> f.offset & (2**f.width - 1)) + f.bias
+                  for name, f in FIELDS[opcode].items()}
+        instruction = cls.make(opcode, **values)
+        if instruction.encode() != word:
+            raise ArgumentError(f"unused bits of {opcode.name} must be zero, not "
+                                f"{word ^ instruction.encode():#x}")
+        return instruction
+
+    def __str__(self):
+        fields = FIELDS[self.opcode]
+        shown = [f"{n}={v}" for n, v in self.values if v != 0 or fields[n].bias]
+        return " ".join([self.opcode.name, *shown])
+
+
+def assemble(program, beat_bytes):
+    """Instructions as bytes: one per beat of `beat_bytes`, little-endian."""
+    return b"".join(i.encode().to_bytes(beat_bytes, "little") for i in program)
+
+
+def disassemble(data, beat_bytes):
+    """The inverse of :func:`assemble`."""
+    return [Instruction.decode(int.from_bytes(data[i:i + beat_bytes], "little"))
+            for i in range(0, len(data), beat_bytes)]

@@ -1,0 +1,69 @@
+"""Memory in block RAM: data and sideband of every beat, one read and one write per cycle."""
+
+from amaranth.hdl import Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In
+
+from hdl.beat import MemorySignature, Tag, side_words
+
+__all__ = ["OnChipMemory"]
+
+
+class OnChipMemory(wiring.Component):
+    """Block RAM behind the internal port.
+
+    A response comes two cycles after its request, one per cycle; a refused response stops the
+    pipeline.  Writes are taken at once, `room` is always set.
+
+    Parameters
+    ----------
+    config : DeviceConfig
+
+    Members
+    -------
+    port : In(MemorySignature)
+    """
+
+    def __init__(self, config):
+        self.config = config
+        super().__init__({"port": In(MemorySignature(config.engine))})
+
+    def elaborate(self, platform):
+        m = Module()
+        engine = self.config.engine
+        depth = self.config.memory_beats
+        port = self.port
+        m.submodules.data = store = Memory(shape=engine.code_bits, depth=depth, init=[])
+        words = 32 * side_words(engine)
+        m.submodules.side = side = Memory(shape=words, depth=depth, init=[])
+        write = store.write_port(granularity=8)
+        read = store.read_port()
+        side_write = side.write_port(granularity=32)
+        side_read = side.read_port()
+        first = Signal()            # a beat leaves the block RAM
+        tag = Signal(Tag, reset_less=True)
+        response = port.response
+        move = Signal()
+        m.d.comb += [
+            move.eq(~response.valid | response.ready),
+            port.request.ready.eq(move),
+            read.addr.eq(port.request.p.address), side_read.addr.eq(port.request.p.address),
+            read.en.eq(move), side_read.en.eq(move),
+            write.addr.eq(port.write.payload.address), write.data.eq(port.write.payload.data),
+            write.en.eq(port.write.payload.mask & port.write.valid.replicate(engine.beat_bytes)),
+            side_write.addr.eq(port.side_write.payload.address),
+            side_write.data.eq(port.side_write.payload.data.replicate(side_words(engine))),
+            side_write.en.eq(port.side_write.payload.mask
+                             & port.side_write.valid.replicate(side_words(engine))),
+            port.room.eq(1), port.idle.eq(~port.write.valid),
+        ]
+        with m.If(move):
+            m.d.sync += [
+                first.eq(port.request.valid), tag.eq(port.request.p.tag),
+                response.valid.eq(first), response.p.data.eq(read.data),
+                response.p.side.eq(side_read.data), response.p.tag.eq(tag)]
+        m.d.sync += port.fault.eq(
+            port.request.valid & port.request.ready & (port.request.p.address >= depth)
+            | port.write.valid & (port.write.payload.address >= depth))
+        return m

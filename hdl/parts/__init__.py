@@ -1,0 +1,9 @@
+"""The few parts worth a vendor primitive, each behind one interface with a form per family."""
+
+from hdl.parts.adder import add, add_select
+from hdl.parts.delay import delay
+from hdl.parts.multiplier import Multiplier
+from hdl.parts.ram import BlockRAM
+from hdl.parts.table import TableRAM
+
+__all__ = ["BlockRAM", "Multiplier", "TableRAM", "add", "add_select", "delay"]

@@ -1,0 +1,114 @@
+"""Block RAM with one write port, one read port and its output register."""
+
+from math import ceil
+
+from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+__all__ = ["BlockRAM"]
+
+
+class BlockRAM(wiring.Component):
+    """Simple dual-port memory; a read takes two cycles.
+
+    A read that collides with a write of the same word returns an undefined value: users keep the
+    two apart, which saves the bypass logic that a defined value costs on most FPGAs.  The portable
+    form returns the old word.
+
+    Parameters
+    ----------
+    width, depth : int
+        Bits of a word, words.
+    granularity : int or None
+        Bits per write enable; `width` must be a multiple.  None: one enable for the word.
+    family : str
+        ``"portable"``, ``"ecp5"`` (DP16KD with its output register where `granularity` is None)
+        or ``"xilinx7"`` (inferred).
+
+    Members
+    -------
+    write_address, write_data, write_enable : In
+    read_address : In
+    read_data : Out(width)
+        The word addressed two cycles ago.
+    """
+
+    LATENCY = 2
+
+    def __init__(self, width, depth, *, granularity=None, family="portable"):
+        if granularity is not None and width % granularity:
+            raise ValueError(f"width must be a multiple of granularity {granularity}, not {width}")
+        self.width = width
+        self.depth = depth
+        self.granularity = granularity
+        self.family = family
+        enables = 1 if granularity is None else width // granularity
+        address = ceil_log2(depth)
+        super().__init__({
+            "write_address": In(address), "write_data": In(width), "write_enable": In(enables),
+            "read_address": In(address), "read_data": Out(width)})
+
+    @property
+    def block_rams(self):
+        """DP16KD blocks that the ECP5 form takes."""
+        return ceil(self.width / self._slice) * max(1, ceil(self.depth * self._slice / 18432))
+
+    @property
+    def _slice(self):
+        """Widest port (18, 9, 4, 2 or 1 bits) at which one block is deep enough."""
+        for width, depth in ((18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384)):
+            if self.depth <= depth:
+                return width
+        return 18
+
+    def elaborate(self, platform):
+        if self.family == "ecp5" and self.granularity is None and self.depth <= 16384:
+            return self._ecp5()
+        m = Module()
+        m.submodules.memory = memory = Memory(shape=self.width, depth=self.depth, init=[])
+        write = memory.write_port(granularity=self.granularity)
+        read = memory.read_port()
+        m.d.comb += [
+            write.addr.eq(self.write_address), write.data.eq(self.write_data),
+            write.en.eq(self.write_enable), read.addr.eq(self.read_address), read.en.eq(1)]
+        output = Signal(self.width, reset_less=True)
+        m.d.sync += output.eq(read.data)
+        m.d.comb += self.read_data.eq(output)
+        return m
+
+    def _ecp5(self):
+        m = Module()
+        lane = self._slice
+        low = {18: 4, 9: 3, 4: 2, 2: 1, 1: 0}[lane]   # address pins below the word address
+        for i in range(0, self.width, lane):
+            bits = min(lane, self.width - i)
+            data = Cat(self.write_data[i:i + bits], Const(0, 18 - bits))
+            out = Signal(18)
+            m.d.comb += self.read_data[i:i + bits].eq(out[:bits])
+            # In x18 mode the two lowest address pins are byte enables.
+            pad = Const(0b0011, low) if lane == 18 else Const(0, low)
+            a = Cat(pad, self.write_address, Const(0, 14))[:14]
+            b = Cat(Const(0, low), self.read_address, Const(0, 14))[:14]
+            m.submodules += Instance(
+                "DP16KD", p_DATA_WIDTH_A=lane, p_DATA_WIDTH_B=lane,
+                p_REGMODE_A="NOREG", p_REGMODE_B="OUTREG", p_RESETMODE="SYNC", p_GSR="DISABLED",
+                p_WRITEMODE_A="NORMAL", p_WRITEMODE_B="NORMAL",
+                p_CSDECODE_A="0b000", p_CSDECODE_B="0b000",
+                p_CLKAMUX="CLKA", p_CLKBMUX="CLKB", p_WEAMUX="WEA", p_WEBMUX="WEB",
+                p_CEAMUX="CEA", p_CEBMUX="CEB", p_OCEAMUX="OCEA", p_OCEBMUX="OCEB",
+                p_RSTAMUX="RSTA", p_RSTBMUX="RSTB",
+                i_CLKA=ClockSignal(), i_CLKB=ClockSignal(),
+                i_CEA=Const(1, 1), i_OCEA=Const(0, 1), i_CEB=Const(1, 1), i_OCEB=Const(1, 1),
+                i_RSTA=Const(0, 1), i_RSTB=Const(0, 1),
+                i_WEA=self.write_enable, i_WEB=Const(0, 1),
+                **{f"i_CSA{j}": Const(0, 1) for j in range(3)},
+                **{f"i_CSB{j}": Const(0, 1) for j in range(3)},
+                **{f"i_ADA{j}": a[j] for j in range(14)},
+                **{f"i_ADB{j}": b[j] for j in range(14)},
+                **{f"i_DIA{j}": data[j] for j in range(18)},
+                **{f"i_DIB{j}": Const(0, 1) for j in range(18)},
+                **{f"o_DOB{j}": out[j] for j in range(18)})
+        return m

@@ -1,0 +1,184 @@
+"""Synthesis and place-and-route with open tools: Yosys and nextpnr, native or YoWASP.
+
+Results are cached by a digest of the input, the options and the tool versions, because a run takes
+minutes and always gives the same.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from amaranth.back import rtlil
+from amaranth.hdl import Cat, Module, Signal, Value
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from hdl.errors import BuildError
+
+__all__ = ["Bench", "Result", "place_and_route", "tool", "tool_version"]
+
+SPEED = 6
+DEVICE = "85k"
+PACKAGE = "CABGA756"
+
+
+def cache_root():
+    """Directory of everything that can be built again; ``$LUTRA_CACHE`` or the user's cache."""
+    root = os.environ.get("LUTRA_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lutra"
+
+
+@cache
+def tool(name):
+    """Path of a tool: native if on PATH, else its YoWASP form; BuildError if neither is there."""
+    beside = Path(sys.executable).with_name(f"yowasp-{name}")
+    found = shutil.which(name) or (str(beside) if beside.exists() else None) or \
+        shutil.which(f"yowasp-{name}")
+    if found is None:
+        raise BuildError(f"{name} is needed and neither {name} nor yowasp-{name} is installed: "
+                         "pip install 'lutra[synth]'")
+    return found
+
+
+@cache
+def tool_version(name):
+    """First line of a tool's version text."""
+    done = subprocess.run([tool(name), "-V" if name == "yosys" else "--version"],
+                          capture_output=True, text=True)
+    return (done.stdout + done.stderr).strip().splitlines()[0]
+
+
+class Bench(wiring.Component):
+    """A design between two chains of registers, so that it needs four pins and no I/O paths.
+
+    Inputs come from a shift register; outputs are registered, folded by exclusive or, a register
+    per level, and leave as one bit.  Costs no LUT at the inputs and a third of one per output bit.
+    """
+
+    def __init__(self, design):
+        self.design = design
+        super().__init__({"i": In(1), "o": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.design = design = self.design
+        inputs, outputs = [], []
+        for _, member, value in design.signature.flatten(design):
+            (inputs if member.flow is In else outputs).append(Value.cast(value))
+        chain = Signal(sum(len(v) for v in inputs) + 1)
+        m.d.sync += chain.eq(Cat(self.i, chain))
+        m.d.comb += Cat(*inputs).eq(chain)
+        bits = list(Cat(*outputs))
+        registers = Signal(len(bits))
+        m.d.sync += registers.eq(Cat(*bits))
+        level = list(registers)
+        while len(level) > 1:
+            folded = Signal((len(level) + 3) // 4)
+            m.d.sync += [folded[i].eq(Cat(level[4 * i:4 * i + 4]).xor())
+                         for i in range(len(folded))]
+            level = list(folded)
+        m.d.comb += self.o.eq(level[0])
+        return m
+
+
+@dataclass(frozen=True)
+class Result:
+    """What place-and-route found.
+
+    Attributes
+    ----------
+    comb, ff, ebr, dsp : int
+        TRELLIS_COMB (look-up tables, carry and RAM cells included), flip-flops, block RAMs,
+        18 x 18 multipliers.
+    mhz : float
+        Highest clock frequency.
+    seed : int
+    """
+
+    comb: int
+    ff: int
+    ebr: int
+    dsp: int
+    mhz: float
+    seed: int
+
+
+def run(command, work, *, log=None):
+    """Run a tool in a directory; BuildError with the end of its output if it fails."""
+    environment = dict(os.environ, PYTHONHASHSEED="0")
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, env=environment)
+    if log:
+        (Path(work) / log).write_text(done.stdout + done.stderr)
+    if done.returncode:
+        tail = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
+        raise BuildError(f"{Path(command[0]).name} failed:\n{tail}")
+    return done.stdout + done.stderr
+
+
+def synthesize(design, *, name="top", options=""):
+    """Netlist of a component for ECP5, from the cache or from Yosys.
+
+    Returns
+    -------
+    Path
+        Directory with ``top.json`` and ``yosys.log``.
+    """
+    text = rtlil.convert(design, name=name, emit_src=False)
+    key = hashlib.sha256("\0".join((text, options, tool_version("yosys"))).encode()).hexdigest()
+    home = cache_root() / "synth" / key[:20]
+    if not (home / "top.json").exists():
+        work = home.with_name(f"{home.name}.{os.getpid()}")
+        work.mkdir(parents=True, exist_ok=True)
+        (work / "top.il").write_text(text)
+        # A read that collides with a write may return anything: ping-pong banks never collide.
+        script = (f"read_rtlil top.il; hierarchy -top {name}; proc; flatten; memory_collect; "
+                  f"synth_ecp5 {options} -top {name} -json top.json; stat")
+        run([tool("yosys"), "-q", "-l", "yosys.log", "-p", script], work)
+        home.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            work.rename(home)
+        except OSError:
+            shutil.rmtree(work, ignore_errors=True)
+    return home
+
+
+def place_and_route(design, *, seed=1, mhz=200, options=""):
+    """Place and route a component out of context on an LFE5U-85F of speed 6.
+
+    Parameters
+    ----------
+    design : Component
+        Usually a :class:`Bench`.
+    seed : int
+    mhz : float
+        Clock that the tool aims for.
+
+    Returns
+    -------
+    Result
+    """
+    home = synthesize(design, options=options)
+    mark = home / f"pnr_{seed}_{mhz}.json"
+    if not mark.exists():
+        report = f"report_{seed}_{mhz}.json"
+        run([tool("nextpnr-ecp5"), "--85k", "--package", PACKAGE, "--speed", str(SPEED),
+             "--json", "top.json", "--freq", str(mhz), "--seed", str(seed),
+             "--timing-allow-fail", "--report", report], home, log=f"pnr_{seed}_{mhz}.log")
+        found = json.loads((home / report).read_text())
+        log = (home / f"pnr_{seed}_{mhz}.log").read_text()
+        used = {cell: int(n) for cell, n in re.findall(r"(\w+):\s+(\d+)/\s*\d+\s+\d+%", log)}
+        clock = max(f["achieved"] for f in found["fmax"].values())
+        result = Result(comb=used["TRELLIS_COMB"], ff=used["TRELLIS_FF"],
+                        ebr=used.get("DP16KD", 0), dsp=used.get("MULT18X18D", 0),
+                        mhz=round(clock, 1), seed=seed)
+        mark.write_text(json.dumps(asdict(result)))
+    return Result(**json.loads(mark.read_text()))

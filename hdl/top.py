@@ -1,0 +1,71 @@
+"""A whole device: engine, registers, memory and link.  The same top is simulated and built."""
+
+from amaranth.hdl import Module, ResetInserter, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from hdl.beat import MemorySignature
+from hdl.bridge import Bridge
+from hdl.core import Core
+from hdl.link.endpoint import Endpoint
+from hdl.memory.onchip import OnChipMemory
+
+__all__ = ["Top"]
+
+
+class Top(wiring.Component):
+    """The device that a :class:`~hdl.config.DeviceConfig` describes.
+
+    Members
+    -------
+    i, o : byte streams of the link (``link="stream"``)
+    rx : In(1), tx : Out(1) (``link="uart"``)
+    memory : Out(MemorySignature) (``memory="port"``)
+    running : Out(1)
+        A program runs.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        members = {"running": Out(1)}
+        if config.link == "stream":
+            members |= {"i": In(stream.Signature(8)), "o": Out(stream.Signature(8))}
+        else:
+            members |= {"rx": In(1), "tx": Out(1)}
+        if config.memory == "port":
+            members["memory"] = Out(MemorySignature(config.engine))
+        super().__init__(members)
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        m.submodules.endpoint = endpoint = Endpoint()
+        m.submodules.bridge = bridge = Bridge(config)
+        reset = Signal()
+        m.submodules.core = ResetInserter(reset)(core := Core(config.engine))
+        m.d.comb += reset.eq(bridge.reset)
+
+        if config.link == "stream":
+            connect(m, flipped(self.i), endpoint.i)
+            connect(m, endpoint.o, flipped(self.o))
+        connect(m, endpoint.bus_request, bridge.i)
+        connect(m, bridge.o, endpoint.bus_response)
+
+        engine = bridge.engine
+        connect(m, core.o_request, engine.request)
+        connect(m, engine.response, core.i_response)
+        connect(m, core.o_write, engine.write)
+        m.d.comb += [
+            core.write_room.eq(engine.room), core.write_idle.eq(engine.idle),
+            core.memory_fault.eq(engine.fault),
+            core.start.eq(bridge.start), core.program.eq(bridge.program),
+            bridge.running.eq(core.running), bridge.done.eq(core.done),
+            bridge.failed.eq(core.failed), bridge.error.eq(core.error),
+            bridge.counters.eq(core.counters), self.running.eq(core.running),
+        ]
+        if config.memory == "port":
+            connect(m, bridge.memory, flipped(self.memory))
+        elif config.memory == "onchip":
+            m.submodules.memory = memory = OnChipMemory(config)
+            connect(m, bridge.memory, memory.port)
+        return m

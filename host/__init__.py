@@ -1,0 +1,12 @@
+"""The host runtime of Lutra: quantise, pack, compile, open a device, offload a matmul."""
+
+from host.device import Device, Layer
+from host.errors import *  # noqa: F403
+from host.errors import __all__ as _errors
+from host.formats.bitserial import BitSerial
+from host.matrix import QuantizedMatrix, load
+from host.open import open
+from host.quantizer import from_codes, quantize
+
+__all__ = ["BitSerial", "Device", "Layer", "QuantizedMatrix", "from_codes", "load", "open",
+           "quantize", *_errors]

@@ -1,0 +1,114 @@
+"""Compiler: quantised matrices and token groups to programs."""
+
+from dataclasses import dataclass
+
+from hdl.config import EngineConfig
+from hdl.isa import Instruction, Target
+
+__all__ = ["LayerCode", "matmul_program"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCode:
+    """Where a layer lies on the device and how to walk it; the compiler's input.
+
+    Attributes
+    ----------
+    tiles : list of (beat address, column steps)
+    k_tiles, planes : int
+    zero, requant : bool
+    """
+
+    tiles: list
+    k_tiles: int
+    planes: int
+    zero: bool
+    requant: bool = False
+
+
+def _prepare(config, address, local, tiles, *, unsigned, load, first):
+    """LOAD and BUILD of `tiles` K tiles; the first tile by itself where nothing hides it."""
+    beats = config.tile_k * config.rows // config.beat_bytes
+    words = config.tile_k // config.builders
+    done = 0
+    for part in ([1, tiles - 1] if first and tiles > 1 else [tiles]):
+        if load:
+            yield Instruction.make("LOAD", count=part * beats, local=local + done * words,
+                                   address=address + done * beats)
+        yield Instruction.make("BUILD", tiles=part, local=local + done * words, unsigned=unsigned)
+        done += part
+
+
+def _chunks(config, layer, passes):
+    """How a K walk is cut to fit the activation buffer: (resident, list of (first, tiles))."""
+    words = config.tile_k // config.builders
+    if passes * layer.k_tiles * words <= config.activation_depth:
+        return True, [(0, layer.k_tiles)]
+    most = min(config.activation_depth // words, 2**10)
+    return False, [(k, min(most, layer.k_tiles - k)) for k in range(0, layer.k_tiles, most)]
+
+
+def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
+                   target=Target.ACCUMULATORS, relu=False, load=True, source=0, sink=0):
+    """Instructions that multiply groups of tokens by one layer, without HALT.
+
+    Parameters
+    ----------
+    config : EngineConfig
+    layer : LayerCode
+    groups : list of (activations, results)
+        Beat addresses of each group of ``rows`` tokens: of its activations (`passes` byte planes,
+        one after the other) and of its results.
+    passes : int
+        2 for int16 activations: high bytes, then low bytes.
+    target : Target
+        Where the results go.
+    relu : bool
+        Clip int8 results at zero.
+    load : bool
+        False where the activations are in the buffer already, at word `source`.
+    source, sink : int
+        Words of the activation buffer where activations are read, and results written with
+        ``Target.ACTIVATIONS``.
+
+    Returns
+    -------
+    list of Instruction
+    """
+    beats = config.tile_k * config.rows // config.beat_bytes
+    words = config.tile_k // config.builders
+    resident, chunks = _chunks(config, layer, passes)
+    k_beats = 2 * layer.zero        # of a K tile
+    program = []
+    first = True
+    for activations, results in groups:
+        for number, (address, steps) in enumerate(layer.tiles):
+            walks = [(p, *chunk) for p in range(passes) for chunk in chunks]
+            for index, (p, k, tiles) in enumerate(walks):
+                last = index == len(walks) - 1
+                prepare = list(_prepare(
+                    config, activations + (p * layer.k_tiles + k) * beats,
+                    source + (p * layer.k_tiles * words if resident else 0), tiles,
+                    unsigned=p == 1, load=load and not (resident and number), first=first))
+                gather = Instruction.make(
+                    "LMMA", first=index == 0, last=last, zero=layer.zero,
+                    high=passes == 2 and p == 0, requant=layer.requant, planes=layer.planes,
+                    tiles=tiles, columns=steps,
+                    address=address + k * (k_beats + steps * layer.planes))
+                # The queues hold one instruction each: what starts first comes first.
+                split = 2 if load else 1
+                program += prepare[:split]
+                program.append(gather)
+                if last:
+                    program.append(Instruction.make(
+                        "STORE", target=target, relu=relu, columns=steps, address=results,
+                        local=sink))
+                program += prepare[split:]
+                first = False
+            if target == Target.ACCUMULATORS:
+                results += -(-steps * config.cells * 8 // config.beat_bytes)
+            elif target == Target.INT8:
+                results += -(-steps * config.cells // config.beat_bytes)
+            else:
+                sink += steps * config.columns // config.builders
+    return program

@@ -1,0 +1,499 @@
+"""Devices and layers: what a user holds to multiply by quantised matrices on an FPGA."""
+
+import time
+import weakref
+from types import MappingProxyType
+
+import numpy as np
+
+from hdl.config import ISA_VERSION, REGISTERS_VERSION, engine_of
+from hdl.isa import Instruction, assemble
+from hdl.registers import COUNTERS, MAGIC, REGISTERS, Error, Space, Status, base_of
+from host import activations
+from host.compiler import LayerCode, matmul_program
+from host.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CapacityError,
+    DeviceError,
+    LinkTimeout,
+    ProgramError,
+)
+from host.memory import Allocator
+from host.pack import pack
+
+__all__ = ["Device", "Layer"]
+
+EXACT_BITS = 53
+"""float64 holds every integer of that many bits; the host scales accumulators in float64."""
+
+_REASONS = {
+    Error.BAD_OPCODE: "an instruction has an unknown opcode",
+    Error.BAD_FIELD: "an instruction has a field that this engine does not have or allow",
+    Error.BAD_ADDRESS: "the program addressed memory that the device does not have",
+    Error.DEADLOCK: "no stage of the program can move: its tokens do not match",
+}
+
+
+class Device:
+    """A device behind a transport.
+
+    Parameters
+    ----------
+    transport : host.link.Transport
+        Also sets :attr:`url` as its name.
+
+    Attributes
+    ----------
+    engine : EngineConfig
+        What the device says it is.
+    memory_beats, clock_hz : int
+    generation : int
+        Counts reconfigurations; what was uploaded before is gone.
+    """
+
+    def __init__(self, transport):
+        self.transport = transport
+        self.generation = 0
+        self._closed = False
+        self._identify()
+
+    @property
+    def url(self):
+        """The name under which the device was opened."""
+        return self.transport.name
+
+    def __repr__(self):
+        e = self.engine
+        return (f"<{self.url}: {e.format}, {e.lanes} lanes x {e.rows} rows x {e.columns} columns, "
+                f"{self.memory_beats * e.beat_bytes / 2**20:.1f} MiB>")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def close(self):
+        """Release the device; its layers cannot be called any more."""
+        if not self._closed:
+            self._closed = True
+            self.transport.close()
+
+    # Registers
+
+    def read_register(self, name):
+        """Value of a register, or a list where it is a row of them."""
+        register = REGISTERS[name]
+        data = self.transport.read(base_of(Space.REGISTERS) + register.offset, 4 * register.count)
+        values = np.frombuffer(data, "<u4").tolist()
+        return values if register.count > 1 else values[0]
+
+    def write_register(self, name, value):
+        """Write a register."""
+        self.transport.write(base_of(Space.REGISTERS) + REGISTERS[name].offset,
+                             int(value).to_bytes(4, "little"))
+
+    def _identify(self):
+        magic = self.read_register("MAGIC")
+        if magic != MAGIC:
+            raise DeviceError(f"{self.url} does not answer as a Lutra device: register MAGIC must "
+                              f"be {MAGIC:#x}, not {magic:#x}")
+        versions = self.read_register("VERSIONS")
+        if versions != ISA_VERSION | REGISTERS_VERSION << 8:
+            raise DeviceError(
+                f"{self.url} has instruction set {versions & 255} and register map "
+                f"{versions >> 8 & 255}; this host speaks {ISA_VERSION} and {REGISTERS_VERSION}: "
+                "rebuild the bitstream or install the matching host")
+        self.engine = engine_of({n: self.read_register(n) for n in ("FORMAT", "ARRAY", "BUFFERS")})
+        self.memory_beats = self.read_register("MEMORY")
+        self.clock_hz = self.read_register("CLOCK")
+        self.memory = Allocator(self.memory_beats)
+        self._images = {}
+        if self.read_register("STATUS") == Status.RUNNING:
+            self.reset()
+
+    def reset(self):
+        """Stop whatever runs and bring the engine to its initial state; memory is kept."""
+        self.write_register("CONTROL", 2)
+
+    # Memory
+
+    def write_beats(self, address, data, side=None):
+        """Write beats and, where given, their sidebands.
+
+        Parameters
+        ----------
+        address : int
+            First beat.
+        data : uint8 [beats, beat_bytes]
+        side : uint32 [beats, words] or None
+        """
+        size = self.engine.beat_bytes
+        self.transport.write(base_of(Space.MEMORY) + address * size, data.tobytes())
+        if side is not None:
+            words = -(-self.engine.side_bits // 32)
+            stride = 1 << (words - 1).bit_length()
+            spread = np.zeros((len(side), stride), np.uint32)
+            spread[:, :words] = side
+            self.transport.write(base_of(Space.SIDEBAND) + address * 4 * stride, spread.tobytes())
+
+    def read_beats(self, address, count):
+        """`count` beats from `address`: uint8 [count, beat_bytes]."""
+        size = self.engine.beat_bytes
+        data = self.transport.read(base_of(Space.MEMORY) + address * size, count * size)
+        return np.frombuffer(data, np.uint8).reshape(count, size)
+
+    # Programs
+
+    def run(self, program, *, timeout=None):
+        """Run a program to its end.
+
+        Parameters
+        ----------
+        program : list of Instruction
+            Without the final HALT.
+        timeout : float or None
+            Seconds; None derives it from the work in the program.
+
+        Returns
+        -------
+        dict
+            The cycle counters, by name (empty for an engine without).
+
+        Raises
+        ------
+        ProgramError
+            The device stopped with an error code.
+        LinkTimeout
+            It did not stop in time; it was reset.
+        """
+        program = [*program, Instruction.make("HALT")]
+        code = np.frombuffer(assemble(program, self.engine.beat_bytes), np.uint8)
+        with self.memory.hold(len(program)) as address:
+            self.write_beats(address, code.reshape(len(program), -1))
+            self.write_register("PROGRAM", address)
+            self.write_register("CONTROL", 1)
+            try:
+                self._wait(timeout)
+            except LinkTimeout:
+                self.reset()
+                raise
+        status = self.read_register("STATUS")
+        if status != Status.DONE:
+            error = Error(self.read_register("ERROR"))
+            self.reset()
+            raise ProgramError(f"{self.url} stopped with {error.name}: "
+                               f"{_REASONS.get(error, 'no reason given')}")
+        if not self.engine.counters:
+            return {}
+        return dict(zip(COUNTERS, self.read_register("COUNTERS")))
+
+    def _wait(self, timeout):
+        wait = getattr(self.transport, "wait", None)
+        if wait is not None:
+            wait(timeout)
+            return
+        deadline = time.monotonic() + (30 if timeout is None else timeout)
+        while self.read_register("STATUS") == Status.RUNNING:
+            if time.monotonic() > deadline:
+                raise LinkTimeout(f"{self.url} still runs its program after "
+                                  f"{30 if timeout is None else timeout} s")
+            time.sleep(1e-4)
+
+    # Layers
+
+    def load(self, q, bias=None, activation=None, out="float", out_scale=None):
+        """Compile a quantised matrix for this device and upload it.
+
+        Parameters
+        ----------
+        q : host.matrix.QuantizedMatrix
+        bias : float [N] or None
+        activation : None or "relu"
+            Applied to the output.
+        out : str
+            ``"float"``, ``"int8"`` or ``"index"``.
+        out_scale : float or None
+            Scale of an int8 output; None takes ``q.output_scale``.
+
+        Returns
+        -------
+        Layer
+        """
+        return Layer(self, q, bias=bias, activation=activation, out=out, out_scale=out_scale)
+
+    def _adapt(self, q, bits):
+        """Make sure that the engine can run `q`; a simulated device becomes one that can."""
+        engine = self.engine
+        adapt = getattr(self.transport, "adapt", None)
+        if adapt is not None and adapt(engine, q, bits):
+            self.generation += 1
+            self._identify()
+            return
+        if engine.format != q.format:
+            raise DeviceError(f"{self.url} is built for {engine.format}, the matrix is {q.format}: "
+                              f"build the board with --format {q.format}")
+        if bits > engine.activation_bits:
+            raise DeviceError(f"{self.url} takes int8 activations, not int16: build the board "
+                              "with activation_bits=16")
+        if q.zeros is not None and not engine.zero_points:
+            raise DeviceError(f"{self.url} is built without zero points: quantise with "
+                              "scheme='symmetric' or build the board with zero_points=True")
+
+
+class Layer:
+    """A quantised matrix on a device.
+
+    Call it with float tokens; :meth:`integers` takes integers.  Frees its memory when nothing
+    refers to it any more.
+    """
+
+    def __init__(self, device, q, *, bias, activation, out, out_scale):
+        if out not in ("float", "int8", "index"):
+            raise ArgumentError(f"out must be 'float', 'int8' or 'index', not {out!r}")
+        if out != "float":
+            raise ArgumentError(f"a layer of format {q.format} has out='float'; int8 outputs stay "
+                                f"on the device, in device.chain, not {out!r}")
+        if activation not in (None, "relu"):
+            raise ArgumentError(f"activation must be None or 'relu', not {activation!r}")
+        self.device = device
+        self.q = q
+        self.out = out
+        self.activation = activation
+        N, _ = q.shape
+        if bias is not None:
+            bias = np.asarray(bias)
+            if bias.shape != (N,):
+                raise ArgumentError(f"bias must have shape [{N}], not {list(bias.shape)}")
+            if not np.isfinite(bias).all():
+                raise ArgumentError("bias must be finite")
+            bias = bias.astype(np.float64)
+        self.bias = bias
+        self._stats = {}
+        self._resident = None
+        self._freed = False
+        self._place(8)
+
+    def _place(self, bits):
+        """Have the matrix on the device, for activations of `bits` bits."""
+        if self._freed:
+            raise DeviceError("this layer was freed")
+        if self.device._closed:
+            raise DeviceError(f"{self.device.url} is closed")
+        self._prove(bits)
+        device = self.device
+        device._adapt(self.q, bits)
+        if self._resident is not None and self._resident.generation == device.generation:
+            return
+        self._resident = _Resident.of(device, self.q)
+        self._release = weakref.finalize(self, self._resident.release)
+
+    def _prove(self, bits):
+        """Refuse a matrix whose accumulators could overflow."""
+        limit = min(EXACT_BITS, self.device.engine.accumulator_bits - 1)
+        bound = row_bound(self.q) * (127 if bits == 8 else 32768)
+        if bound >= 2**EXACT_BITS or bits == 8 and bound >= 2**limit:
+            raise CapacityError(
+                f"accumulators must stay below {limit} bits for {bits}-bit activations; this "
+                f"matrix can reach {bound.bit_length()} bits: split it along K or use fewer bits")
+
+    def free(self):
+        """Give the layer's memory back."""
+        if not self._freed:
+            self._freed = True
+            self._release()
+
+    @property
+    def stats(self):
+        """Mapping of figures of the last call.
+
+        ``cycles`` (first instruction to last result), ``gather_cycles``, the other counters of
+        :data:`hdl.registers.COUNTERS`, ``peak_macs_per_cycle``, ``utilization``, ``bytes_read``,
+        ``bytes_written``, ``tokens``.
+        """
+        return MappingProxyType(self._stats)
+
+    def __call__(self, x):
+        """``x @ W.T + bias``.
+
+        Parameters
+        ----------
+        x : float32 or float16 [..., K]
+
+        Returns
+        -------
+        float32 [..., N]
+        """
+        N, K = self.q.shape
+        flat, lead = activations.check(x, K)
+        if self.q.permutation is not None:
+            flat = flat[:, self.q.permutation]
+        if self.q.input_scale is not None:
+            flat = flat * self.q.input_scale
+        xq, scale = activations.quantize_tokens(flat)
+        acc = self._accumulate(xq, 8)
+        y = acc.astype(np.float64) * self.q.row_scale.astype(np.float64)
+        y *= scale.astype(np.float64)[:, None]
+        if self.bias is not None:
+            y += self.bias
+        y = y.astype(np.float32)
+        if self.activation == "relu":
+            y = np.maximum(y, 0)
+        return y.reshape(*lead, N)
+
+    def integers(self, xq):
+        """Accumulators for integer activations.
+
+        Parameters
+        ----------
+        xq : integers [..., K]
+            In the stored column order; in [-127, 127] for one pass, else int16 in two.
+
+        Returns
+        -------
+        int64 [..., N]
+        """
+        N, K = self.q.shape
+        xq = np.asarray(xq)
+        if xq.dtype.kind not in "iu":
+            raise ArgumentTypeError(f"activations must be integers, not {xq.dtype}")
+        if xq.ndim < 1 or xq.shape[-1] != K:
+            raise ArgumentError(f"activations must have shape [..., {K}], not {list(xq.shape)}")
+        flat = xq.reshape(-1, K).astype(np.int64)
+        low, high = flat.min(initial=0), flat.max(initial=0)
+        if low < -32768 or high > 32767:
+            raise ArgumentError("activations must fit int16, -32768..32767, not "
+                                f"{low if low < -32768 else high}")
+        bits = 8 if -127 <= low and high <= 127 else 16
+        return self._accumulate(flat, bits).reshape(*xq.shape[:-1], N)
+
+    def _accumulate(self, xq, bits):
+        """int64 [M, N] accumulators of integer tokens [M, K]."""
+        self._place(bits)
+        device, engine = self.device, self.device.engine
+        image = self._resident.image
+        passes = bits // 8
+        N, K = self.q.shape
+        M = len(xq)
+        out = np.zeros((M, N), np.int64)
+        planes = [xq] if passes == 1 else [xq >> 8, xq & 255]
+        group_in = passes * image.padded_k * engine.rows // engine.beat_bytes
+        group_out = sum(result_beats(steps, engine) for _, steps in image.tiles)
+        groups = -(-M // engine.rows)
+        room = device.memory.largest() - 64
+        per_group = group_in + group_out + 8 * len(image.tiles) * passes * 4
+        batch = min(groups, room // per_group)
+        if groups and not batch:
+            raise CapacityError(
+                f"one group of {engine.rows} tokens needs {per_group} beats of "
+                f"{engine.beat_bytes} bytes for activations and results; {max(room, 0)} are free")
+        total = dict.fromkeys(COUNTERS, 0)
+        for first in range(0, groups, max(batch, 1)):
+            count = min(batch, groups - first)
+            with device.memory.hold(count * (group_in + group_out)) as base:
+                results = base + count * group_in
+                tokens = [slice((first + g) * engine.rows, (first + g + 1) * engine.rows)
+                          for g in range(count)]
+                data = np.concatenate([
+                    activations.arrange(p[t], image.positions, image.padded_k, engine)
+                    for t in tokens for p in planes])
+                device.write_beats(base, data.reshape(-1, engine.beat_bytes))
+                addresses = [(base + g * group_in, results + g * group_out)
+                             for g in range(count)]
+                counters = device.run(
+                    matmul_program(engine, self._resident.code, addresses, passes=passes))
+                for name, value in counters.items():
+                    total[name] += value
+                beats = device.read_beats(results, count * group_out)
+                for g, t in enumerate(tokens):
+                    out[t] = collect(beats[g * group_out:(g + 1) * group_out], image.tiles,
+                                     engine, N)[:len(out[t])]
+        self._stats = self._figures(total, M, passes)
+        return out
+
+    def _figures(self, counters, M, passes):
+        engine = self.device.engine
+        N, K = self.q.shape
+        peak = engine.peak_macs(self.q.config.bits * passes)
+        cycles = counters["cycles"]
+        return {
+            **counters, "gather_cycles": counters["gather_busy"],
+            "peak_macs_per_cycle": peak,
+            "utilization": M * N * K / (cycles * peak) if cycles else 0.0,
+            "bytes_read": counters["beats_read"] * (engine.code_bits + engine.side_bits) // 8,
+            "bytes_written": counters["beats_written"] * engine.beat_bytes,
+            "tokens": M,
+        }
+
+
+def row_bound(q):
+    """Largest sum of the magnitudes of an output row's integer weights."""
+    N, K = q.shape
+    step = max(1, 2**22 // K)
+    return max(int(np.abs(q.integer_weights(slice(n, n + step))).sum(axis=1).max())
+               for n in range(0, N, step))
+
+
+def result_beats(steps, engine):
+    """Beats of 64-bit results of so many column steps."""
+    return -(-steps * engine.cells * 8 // engine.beat_bytes)
+
+
+def collect(beats, tiles, engine, N):
+    """Results of one group of tokens as int64 [rows, N] from the beats that STORE wrote."""
+    parts = []
+    at = 0
+    for _, steps in tiles:
+        count = result_beats(steps, engine)
+        values = beats[at:at + count].reshape(-1).view("<i8")[:steps * engine.cells]
+        width = engine.n_tile * engine.columns
+        parts.append(values.reshape(steps * engine.columns, engine.rows)[:width])
+        at += count
+    full = len(parts) - 1
+    width = engine.n_tile * engine.columns
+    parts[-1] = parts[-1][:N - full * width]
+    return np.concatenate(parts).T
+
+
+class _Resident:
+    """An image in a device's memory, shared by the layers of equal matrices."""
+
+    def __init__(self, device, q):
+        engine = device.engine
+        self.device = device
+        self.generation = device.generation
+        self.key = q.digest
+        self.users = 0
+        self.image = image = pack(q.codes, q.config.bits, q.scales, q.zeros,
+                                  q.config.group_size, engine)
+        beats = len(image.data)
+        self.address = device.memory.take(beats)
+        if self.address is None:
+            raise CapacityError(
+                f"the matrix takes {beats} beats of {engine.beat_bytes} bytes "
+                f"({beats * engine.beat_bytes / 2**20:.2f} MiB) of device memory; the largest free "
+                f"part has {device.memory.largest()}: free a layer or use fewer bits")
+        device.write_beats(self.address, image.data, image.side)
+        self.code = LayerCode(
+            tiles=[(self.address + b, s) for b, s in image.tiles], k_tiles=image.k_tiles,
+            planes=image.planes, zero=image.zero, requant=image.requant)
+
+    @classmethod
+    def of(cls, device, q):
+        """The resident image of `q`, uploaded now if it is not there."""
+        resident = device._images.get(q.digest)
+        if resident is None:
+            resident = device._images[q.digest] = cls(device, q)
+        resident.users += 1
+        return resident
+
+    def release(self):
+        """One layer less; the last gives the memory back."""
+        self.users -= 1
+        device = self.device
+        if self.users == 0 and self.generation == device.generation:
+            device.memory.give(self.address)
+            device._images.pop(self.key, None)
+
+

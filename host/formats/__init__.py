@@ -1,0 +1,23 @@
+"""The quantised formats, by name.
+
+A new format is added to :data:`FORMATS`; quantiser, loader and command line find it there.
+"""
+
+from typing import NamedTuple
+
+from host.formats.bitserial import BitSerial, BitSerialMatrix
+from host.matrix import QuantizedMatrix
+
+__all__ = ["FORMATS", "BitSerial", "BitSerialMatrix", "Format"]
+
+
+class Format(NamedTuple):
+    """A format: its frozen configuration dataclass and its matrix class."""
+
+    config: type
+    matrix: type[QuantizedMatrix]
+
+
+FORMATS = {
+    "bitserial": Format(BitSerial, BitSerialMatrix),
+}

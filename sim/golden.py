@@ -1,0 +1,98 @@
+"""Golden models: what a device must return, bit for bit, from the algebra.
+
+The engine gathers signed sums plane by plane; here a quantised weight is one integer
+``scale * (q' - z')`` (LUT Tensor Core, eq. 2 and 3) and a layer one exact dot product.
+"""
+
+import numpy as np
+
+from host.errors import ArgumentError
+
+__all__ = ["integers", "matmul", "requantize"]
+
+EXACT = 2**53
+
+
+def _exact_matmul(x, W):
+    """``x @ W.T`` of int64 matrices, exact: through float64 where every partial sum is exact."""
+    bound = np.abs(x).sum(axis=1).max(initial=0) * np.abs(W).max(initial=0)
+    if bound < EXACT:
+        return (x.astype(np.float64) @ W.T.astype(np.float64)).astype(np.int64)
+    return np.array([[sum(int(a) * int(b) for a, b in zip(row, w)) for w in W] for row in x],
+                    dtype=object)
+
+
+def integers(q, xq):
+    """Accumulators of a quantised matrix for integer activations.
+
+    Parameters
+    ----------
+    q : host.matrix.QuantizedMatrix
+    xq : integers [..., K]
+        In the stored column order.
+
+    Returns
+    -------
+    int64 [..., N]
+    """
+    xq = np.asarray(xq, np.int64)
+    N, K = q.shape
+    if xq.shape[-1] != K:
+        raise ArgumentError(f"activations must have shape [..., {K}], not {list(xq.shape)}")
+    flat = xq.reshape(-1, K)
+    return _exact_matmul(flat, q.integer_weights()).reshape(*xq.shape[:-1], N)
+
+
+def _tokens(q, x):
+    """int8 activations and float32 scales of float tokens [M, K], by the numeric contract."""
+    x = np.asarray(x, np.float32)
+    if q.permutation is not None:
+        x = np.take(x, q.permutation, axis=1)
+    if q.input_scale is not None:
+        x = np.multiply(x, q.input_scale, dtype=np.float32)
+    peak = np.maximum(x.max(axis=1, initial=0), -x.min(axis=1, initial=0))
+    scale = np.divide(peak, np.float32(127), dtype=np.float32)
+    scale[scale == 0] = 1
+    levels = np.round(np.divide(x, scale[:, None], dtype=np.float32))
+    return np.maximum(np.minimum(levels, 127), -127).astype(np.int64), scale
+
+
+def matmul(q, x, bias=None):
+    """``x @ W.T + bias`` as a device computes it.
+
+    Parameters
+    ----------
+    q : host.matrix.QuantizedMatrix
+    x : float32 or float16 [..., K]
+        In the original column order.
+    bias : float [N] or None
+
+    Returns
+    -------
+    float32 [..., N]
+    """
+    N, K = q.shape
+    x = np.asarray(x)
+    xq, token_scale = _tokens(q, x.reshape(-1, K))
+    acc = integers(q, xq).astype(np.float64)
+    y = acc * q.row_scale.astype(np.float64) * token_scale.astype(np.float64)[:, None]
+    if bias is not None:
+        y = y + np.asarray(bias, np.float64)
+    return y.astype(np.float32).reshape(*x.shape[:-1], N)
+
+
+def requantize(acc, bias, multiplier, shift, relu=False):
+    """int8 results of the epilogue: ``clip(rint((acc + bias) * multiplier / 2**shift))``.
+
+    Exact rational arithmetic on Python integers; ties go to even.
+    """
+    def one(a, b, f, s):
+        value = (int(a) + int(b)) * int(f)
+        quotient, rest = divmod(value, 1 << int(s))
+        double = 2 * rest - (1 << int(s))
+        if double > 0 or double == 0 and quotient % 2:
+            quotient += 1
+        return min(127, max(0 if relu else -127, quotient))
+
+    return np.array([[one(a, b, f, s) for a, b, f, s in zip(row, bias, multiplier, shift)]
+                     for row in acc], np.int8).reshape(np.shape(acc))
