@@ -1,7 +1,7 @@
 """What the link can reach: the registers, and the memory beside the engine."""
 
-from amaranth.hdl import Array, Cat, Const, Module, Signal, Value
-from amaranth.lib import data, stream, wiring
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hdl.beat import Client, MemorySignature, side_words
@@ -31,8 +31,10 @@ class Bridge(wiring.Component):
         The engine's port, and the port to the memory.
     start, reset : Out(1), program : Out(address_bits)
         Control register writes (strobes) and the program address.
-    running, done, failed : In(1), error : In(Error), counters : In
+    running, done, failed : In(1), error : In(Error)
         The engine's state.
+    counter_shift : Out(1), counter_bit : In(1)
+        The engine's cycle counters (see :class:`hdl.telemetry.Telemetry`).
     """
 
     def __init__(self, config):
@@ -43,7 +45,7 @@ class Bridge(wiring.Component):
             "engine": In(MemorySignature(engine)), "memory": Out(MemorySignature(engine)),
             "start": Out(1), "reset": Out(1), "program": Out(engine.address_bits),
             "running": In(1), "done": In(1), "failed": In(1), "error": In(Error),
-            "counters": In(data.ArrayLayout(32, len(COUNTERS))),
+            "counter_shift": Out(1), "counter_bit": In(1),
         })
 
     def _registers(self):
@@ -54,10 +56,7 @@ class Bridge(wiring.Component):
                    "PROGRAM": self.program}
         table = {}
         for register in REGISTERS.values():
-            if register.name == "COUNTERS":
-                for i in range(len(COUNTERS)):
-                    table[register.offset + 4 * i] = self.counters[i]
-            elif register.name in values:
+            if register.name in values:
                 table[register.offset] = values[register.name]
         return state, table
 
@@ -128,8 +127,24 @@ class Bridge(wiring.Component):
         with m.If(self.o.valid & self.o.ready):
             m.d.sync += self.o.valid.eq(0)
         busy = Signal()
-        m.d.comb += busy.eq(self.o.valid | reading)
+        turning = Signal()
+        m.d.comb += busy.eq(self.o.valid | reading | turning)
         m.d.sync += [self.start.eq(0), self.reset.eq(0)]
+        # The counters are one ring of bits; `at_front` is the number of the one that comes next.
+        counters = REGISTERS["COUNTERS"].offset >> 2
+        wanted = Signal(range(len(COUNTERS)))
+        at_front = Signal(range(len(COUNTERS)))
+        bit = Signal(5)
+        m.d.comb += self.counter_shift.eq(turning)
+        with m.If(turning):
+            m.d.sync += [bit.eq(bit + 1), self.o.p.data.eq(Cat(self.o.p.data[1:],
+                                                               self.counter_bit))]
+            with m.If(bit == 31):
+                m.d.sync += at_front.eq(Mux(at_front == len(COUNTERS) - 1, 0, at_front + 1))
+                with m.If(at_front == wanted):
+                    m.d.sync += [turning.eq(0), self.o.valid.eq(1)]
+        with m.If(self.start | self.reset):
+            m.d.sync += at_front.eq(0)
         from_side = Signal()
         with m.If(reading):
             with m.If(response.valid & (response.p.tag.client == Client.LINK)):
@@ -150,6 +165,12 @@ class Bridge(wiring.Component):
                     for offset, value in registers.items():
                         with m.Case(offset >> 2):
                             m.d.sync += answer(value)
+                    if self.config.engine.counters:
+                        with m.Case(*(counters + i for i in range(len(COUNTERS)))):
+                            m.d.sync += answer(0)
+                            with m.If(~self.running):
+                                m.d.sync += [turning.eq(1), self.o.valid.eq(0),
+                                             wanted.eq(address[2:8] - counters)]
                     with m.Case(REGISTERS["CONTROL"].offset >> 2):
                         m.d.sync += [*answer(0), self.start.eq(self.i.p.write & self.i.p.data[0]),
                                      self.reset.eq(self.i.p.write & self.i.p.data[1])]

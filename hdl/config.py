@@ -119,9 +119,12 @@ class EngineConfig:
             raise ConfigError(
                 "a beat must hold an instruction of 128 bits: 4 * lanes * columns must be at "
                 f"least 128, not {self.code_bits}; use lanes=32 or columns=2")
-        if self.builders == 8 and self.block_ram_blocks:
-            raise ConfigError("builders must be at most 4 where tables are in block RAM "
-                              "(a block has 4 lanes of v = 8), not 8")
+        if self.builders == 8 and self.block_ram_blocks % 2:
+            raise ConfigError("block_ram_blocks must be even with 8 builders (a block has 4 lanes "
+                              f"of v = 8), not {self.block_ram_blocks}")
+        if self.tile_k % (4 * self.builders):
+            raise ConfigError(f"builders must be at most {self.tile_k // 4} for {self.lanes} "
+                              f"lanes, not {self.builders}")
 
     # Shape of the array
 
@@ -207,24 +210,40 @@ class EngineConfig:
     # Buffers
 
     @property
+    def load_bytes(self):
+        """Bytes of a beat that LOAD takes: a word of four for each builder, or a narrower beat."""
+        return min(self.beat_bytes, 4 * self.builders)
+
+    @property
+    def slot_beats(self):
+        """Beats that fill one slot (four bytes per builder) of one row."""
+        return 4 * self.builders // self.load_bytes
+
+    @property
     def activation_depth(self):
-        """Words of a row's activation buffer; a word is one byte per builder."""
-        return self.activation_bytes // self.builders
+        """Slots of a row's activation buffer."""
+        return self.activation_bytes // (4 * self.builders)
 
     @property
-    def word_steps(self):
-        """Cycles to write one beat into the activation buffers."""
-        return max(1, self.beat_bytes // (self.builders * self.rows))
+    def tile_slots(self):
+        """Slots of a K tile."""
+        return self.tile_k // (4 * self.builders)
 
     @property
-    def row_groups(self):
-        """Beats that fill the same word of all rows (1 unless a beat is narrower than that)."""
-        return max(1, self.builders * self.rows // self.beat_bytes)
+    def tile_beats(self):
+        """Beats that LOAD reads for a K tile of all rows."""
+        return self.tile_k // self.load_bytes * self.rows
 
     @property
     def results_per_beat(self):
         """64-bit results in a beat."""
         return self.code_bits // 64
+
+    @property
+    def lane_groups(self):
+        """Chunk length v of every group of ``builders`` lanes that are built together."""
+        lanes = [v for v in self.chunks for _ in range(BLOCK // v)]
+        return lanes[::self.builders]
 
     @property
     def store_beats(self):

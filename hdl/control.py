@@ -82,31 +82,34 @@ class Control(wiring.Component):
             "issued": Out(1),
         })
 
-    def _legal(self, opcode, word):
-        """Whether `word` is a legal instruction of `opcode` for this engine."""
+    def _unused(self):
+        """Bits that no instruction of this engine uses; they must be zero."""
         config = self.config
         used = set(range(4))
-        for name, f in FIELDS[opcode].items():
-            used |= set(range(f.offset, f.offset + _width(config, opcode, name, f)))
-        if opcode is Opcode.STORE and not config.epilogue:
-            used -= {4, 5, 6}
-        if opcode is Opcode.LMMA:
-            if not config.epilogue:
-                used -= {FIELDS[opcode]["requant"].offset}
-            if not config.zero_points:
-                used -= {FIELDS[opcode]["zero"].offset}
+        for opcode, fields in FIELDS.items():
+            for name, f in fields.items():
+                used |= set(range(f.offset, f.offset + _width(config, opcode, name, f)))
+        return sorted(set(range(INSTRUCTION_BITS)) - used)
+
+    def _legal(self, opcode, word):
+        """Whether the fields of `opcode` ask for what this engine has."""
+        config, fields = self.config, FIELDS[opcode]
+        refused = []
+        if not config.epilogue:
+            refused += ["target", "relu", "requant"]
+        if not config.zero_points:
+            refused += ["zero"]
         if config.activation_bits == 8:
-            for name in ("high", "unsigned"):
-                if name in FIELDS[opcode]:
-                    used -= {FIELDS[opcode][name].offset}
-        legal = ~Cat(word[b] for b in range(INSTRUCTION_BITS) if b not in used).any()
-        if "columns" in FIELDS[opcode]:
-            # stored minus one
-            low = FIELDS[opcode]["columns"].offset
-            legal &= word[low + (MIN_COLUMNS - 1).bit_length():low + 16].any() | \
-                word[low:low + 3].all()
-        if opcode is Opcode.STORE:
-            legal &= ~word[4:6].all()
+            refused += ["high", "unsigned"]
+        legal = ~Cat(word[fields[name].offset] for name in refused if name in fields).any()
+        if "columns" in fields:     # stored minus one
+            low, high = fields["columns"].offset, (MIN_COLUMNS - 1).bit_length()
+            count = word[low:low + fields["columns"].width]
+            legal &= count[high:].any() | count[:high].all()
+        if opcode is Opcode.STORE and config.rows > 1:
+            rows = fields["address"].offset
+            legal &= ~word[fields["target"].offset] | \
+                ~word[rows:rows + config.rows.bit_length() - 1].any()
         return legal
 
     def elaborate(self, platform):
@@ -130,14 +133,16 @@ class Control(wiring.Component):
         with m.If(full):
             m.d.sync += checked.eq(1)
 
+        excess = Signal()
+        m.d.comb += excess.eq(Cat(word[b] for b in self._unused()).any())
         known = Signal()
         legal = Signal()
         with m.Switch(word[:4]):
             for opcode in Opcode:
                 with m.Case(opcode):
-                    m.d.sync += [known.eq(1), legal.eq(self._legal(opcode, word))]
+                    m.d.sync += [known.eq(1), legal.eq(self._legal(opcode, word) & ~excess)]
             with m.Default():
-                m.d.sync += [known.eq(0), legal.eq(0)]
+                m.d.sync += known.eq(0)
 
         # One pending instruction per stage; the payload is shared, the valids are not.
         taken = Signal()

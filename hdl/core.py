@@ -12,7 +12,7 @@ from hdl.cell import Cell, Timing
 from hdl.control import Control
 from hdl.isa import INSTRUCTION_BITS
 from hdl.layout import PARAMETER_BITS
-from hdl.parts import delay
+from hdl.parts import add, delay
 from hdl.prepare import Prepare
 from hdl.registers import COUNTERS, Error
 from hdl.requests import GatherRequests
@@ -20,6 +20,9 @@ from hdl.store import Store, spacing
 from hdl.telemetry import Telemetry
 
 __all__ = ["Core"]
+
+OWED_BITS = 12
+"""The memory keeps fewer than 2**12 beats under way."""
 
 
 class Core(wiring.Component):
@@ -45,8 +48,8 @@ class Core(wiring.Component):
         See :class:`hdl.control.Control`.
     memory_fault : In(1)
         The memory was asked for a beat that it does not have.
-    counters : Out(32 bits each)
-        See :data:`hdl.registers.COUNTERS`.
+    counter_shift : In(1), counter_bit : Out(1)
+        Reading the counters (see :class:`hdl.telemetry.Telemetry`).
     """
 
     def __init__(self, config):
@@ -59,7 +62,7 @@ class Core(wiring.Component):
             "start": In(1), "program": In(config.address_bits),
             "running": Out(1), "done": Out(1), "failed": Out(1), "error": Out(Error),
             "memory_fault": In(1),
-            "counters": Out(data.ArrayLayout(32, len(COUNTERS))),
+            "counter_shift": In(1), "counter_bit": Out(1),
         })
 
     def elaborate(self, platform):
@@ -74,7 +77,6 @@ class Core(wiring.Component):
         connect(m, control.o_build, prepare.i_build)
         connect(m, control.o_lmma, requests.i)
         connect(m, control.o_store, store.i)
-        connect(m, store.o_activation, prepare.i_write)
         connect(m, store.o_write, flipped(self.o_write))
         m.d.comb += [
             control.start.eq(self.start), control.program.eq(self.program),
@@ -194,11 +196,12 @@ class Core(wiring.Component):
                     cell.write_address.eq(write_address),
                 ]
                 results.append(cell.result)
-        ends = trail[timing.result]
+        ends, soon = trail[timing.result], trail[timing.result - 2]
         m.d.comb += [
             store.results[i].eq(r) for i, r in enumerate(results)]
         m.d.comb += [
             store.result_valid.eq(ends.column & kinds[timing.result].last),
+            store.result_soon.eq(soon.column & kinds[timing.result - 2].last),
             store.parameters_valid.eq(strobes.parameters),
             *(store.parameters[c].eq(codes[c * config.tile_k:][:PARAMETER_BITS])
               for c in range(config.columns)),
@@ -207,10 +210,12 @@ class Core(wiring.Component):
         # Who moves, who waits.
         in_flight = Signal()
         m.d.comb += in_flight.eq(Cat(t.as_value().any() for t in trail).any())
-        owed = Signal(16)       # beats asked for and not yet taken
+        owed = Signal(OWED_BITS)       # beats asked for and not yet taken
         asked = self.o_request.valid & self.o_request.ready
         took = self.i_response.valid & self.i_response.ready
-        m.d.sync += owed.eq(owed + asked - took)
+        with m.If(asked != took):
+            m.d.sync += owed.eq(add(m, owed, 0, nb=took, cin=asked, width=OWED_BITS,
+                                    family=config.family))
         m.d.comb += [
             control.stages_busy.eq(prepare.busy | prepare.wait_table | prepare.wait_memory
                                    | requests.busy | in_flight | (owed != 0) | store.busy
@@ -222,14 +227,15 @@ class Core(wiring.Component):
         if config.counters:
             m.submodules.telemetry = telemetry = Telemetry(len(COUNTERS))
             waits_beat = requests.busy & ~requests.wait_table & ~requests.wait_sink
+            refused = self.i_response.valid & (beat.tag.client == Client.GATHER) & hold
             events = {
-                "cycles": control.running,
+                "cycles": 1,
                 "prepare_busy": prepare.busy,
                 "prepare_wait_memory": prepare.wait_memory,
                 "prepare_wait_table": prepare.wait_table,
                 "gather_busy": strobes.codes,
                 "gather_wait_table": requests.wait_table,
-                "gather_wait_store": requests.wait_sink | gather_hold(self, beat, hold),
+                "gather_wait_store": requests.wait_sink | refused,
                 "gather_wait_memory": waits_beat & ~self.i_response.valid,
                 "store_busy": store.busy,
                 "beats_read": took,
@@ -237,14 +243,7 @@ class Core(wiring.Component):
                 "instructions": control.issued,
             }
             m.d.comb += [
-                telemetry.clear.eq(self.start & ~control.running),
-                telemetry.events.eq(Cat(events[name] & control.running for name in COUNTERS)),
-                self.counters.eq(telemetry.counts)]
+                telemetry.clear.eq(control.start), telemetry.enable.eq(control.running),
+                telemetry.events.eq(Cat(events[name] for name in COUNTERS)),
+                telemetry.shift.eq(self.counter_shift), self.counter_bit.eq(telemetry.o)]
         return m
-
-
-def gather_hold(core, beat, hold):
-    """The gather stage refuses a beat because the results would find no room."""
-    return core.i_response.valid & (beat.tag.client == Client.GATHER) & hold
-
-

@@ -83,38 +83,46 @@ class Epilogue(wiring.Component):
         elapsed = 1 + Multiplier.LATENCY + (self.digits - 1)
         shift = delay(m, self.i.payload.shift, elapsed, name="shift")
 
-        # A window of 8 result bits and the round bit, and a sticky bit for all below.  Above the
-        # window only "does it overflow" matters, so each step saturates the magnitude bits it drops.
+        # Three steps shift by 16, 4 and 1 times two bits of the shift.  Each keeps what later steps
+        # and the result (8 bits and the round bit) can still see; below that only "anything set"
+        # matters, above only "anything but the sign".
         value = whole << 1                  # bit 0 becomes the round bit of shift 0
-        sticky = 0
-        for step, keep in ((16, 9 + 15 + 1), (4, 9 + 3 + 1), (1, 9 + 1)):
-            choices = []
-            for q in range(4):
-                n = q * step
-                body = value >> n
-                lost = value[:n].any() if n else 0
-                high, inside = body[keep - 1:], body[:keep]
-                fits = high.all() | ~high.any() if len(body) > keep else 1
-                sign = value[-1]
-                clipped = Mux(fits, inside, Cat((~sign).replicate(keep - 1), sign))
-                choices.append((clipped, lost))
-            amount = shift[{16: 4, 4: 2, 1: 0}[step]:][:2]
-            next_value = Signal(signed(keep), name=f"window_{step}", reset_less=True)
-            next_sticky = Signal(name=f"sticky_{step}", reset_less=True)
-            with m.Switch(amount):
-                for q, (clipped, lost) in enumerate(choices):
+        sticky = overflow = 0
+        for step, keep, bit in ((16, 25, 4), (4, 13, 2), (1, 10, 0)):
+            sign = value[-1]
+            window = Signal(signed(keep), name=f"window_{step}", reset_less=True)
+            lost = Signal(name=f"lost_{step}", reset_less=True)
+            beyond = Signal(name=f"beyond_{step}", reset_less=True)
+            # Runs of `step` bits, each reduced once and shared by the four choices.
+            width = len(value)
+            low = [value[i * step:(i + 1) * step].any() for i in range(3)]
+            high = [(value[i:min(i + step, width)]
+                     ^ sign.replicate(min(i + step, width) - i)).any()
+                    for i in range(keep - 1, width, step)]
+            with m.Switch(shift[bit:bit + 2]):
+                for q in range(4):
                     with m.Case(q):
-                        m.d.sync += [next_value.eq(clipped), next_sticky.eq(sticky | lost)]
-            value, sticky = next_value, next_sticky
+                        m.d.sync += [
+                            window.eq((value >> q * step)[:keep].as_signed()),
+                            lost.eq(Cat(sticky, *low[:q]).any()),
+                            beyond.eq(Cat(overflow, *high[q:]).any())]
+            whole_sign = delay(m, sign if step == 16 else whole_sign, 1, name="sign")
+            value, sticky, overflow = window, lost, beyond
             shift = delay(m, shift, 1, name="shift")
         rounded = Signal(signed(10), reset_less=True)
         up = value[0] & (sticky | value[1])
         m.d.sync += rounded.eq((value >> 1) + up)
-        relu = delay(m, self.relu, 1, name="relu")
+        overflow = delay(m, overflow, 1, name="overflow")
+        whole_sign = delay(m, whole_sign, 1, name="sign")
         limited = Signal(signed(8), reset_less=True)
-        low_limit = Mux(relu, 0, -127)
-        m.d.sync += limited.eq(Mux(rounded > 127, 127, Mux(rounded < low_limit, low_limit,
-                                                           rounded)))
+        # Outside -127..127: the bits above differ from the sign, or it is -128.
+        out = overflow | (rounded[7:] ^ whole_sign.replicate(3)).any() | (rounded[:8] == 128)
+        with m.If(whole_sign & self.relu):
+            m.d.sync += limited.eq(0)
+        with m.Elif(out):
+            m.d.sync += limited.eq(Mux(whole_sign, -127, 127))
+        with m.Else():
+            m.d.sync += limited.eq(rounded)
         m.d.comb += [self.o.payload.eq(limited),
                      self.o.valid.eq(delay(m, self.i.valid, self.latency, name="valid",
                                            resettable=True))]

@@ -33,11 +33,10 @@ class Opcode(IntEnum):
 
 
 class Target(IntEnum):
-    """Where STORE sends results, and as what."""
+    """What STORE writes."""
 
     ACCUMULATORS = 0
     INT8 = 1
-    ACTIVATIONS = 2
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,13 @@ FIELDS = {
     Opcode.FENCE: {},
     Opcode.LOAD: {
         "count": Field(32, 16, "beats to read", 1),
-        "local": Field(48, 16, "first word of the activation buffer to write"),
+        "local": Field(48, 16, "first slot of the activation buffers to write"),
         "address": _ADDRESS,
     },
     Opcode.BUILD: {
         "unsigned": Field(4, 1, "activations are the unsigned low bytes of int16"),
         "tiles": Field(32, 16, "K tiles to build tables for, one after the other", 1),
-        "local": Field(48, 16, "first word of the activation buffer to read"),
+        "local": Field(48, 16, "first slot of the activation buffers to read"),
     },
     Opcode.LMMA: {
         "first": Field(4, 1, "the first K tile overwrites the accumulators"),
@@ -81,11 +80,9 @@ FIELDS = {
         "address": _ADDRESS,
     },
     Opcode.STORE: {
-        "target": Field(4, 2, "0: 64-bit accumulators to memory; 1: int8 to memory; "
-                              "2: int8 to the activation buffer"),
+        "target": Field(4, 1, "0: 64-bit accumulators; 1: int8, laid out as LOAD reads it"),
         "relu": Field(6, 1, "negative int8 results become 0"),
         "columns": Field(32, 16, "column steps to take", 1),
-        "local": Field(48, 16, "first word of the activation buffer (target 2)"),
         "address": _ADDRESS,
     },
 }

@@ -5,7 +5,7 @@ Light by design: plain Python integers and lists.
 
 from hdl.config import BLOCK, SCALE_BITS
 
-__all__ = ["PARAMETER_FIELDS", "activation_order", "activation_slot", "lane_positions",
+__all__ = ["PARAMETER_FIELDS", "PARAMETER_BITS", "activation_order", "lane_positions",
            "side_fields"]
 
 PARAMETER_FIELDS = {"bias": (0, 56), "multiplier": (56, 16), "shift": (72, 6)}
@@ -22,28 +22,18 @@ def lane_positions(config):
 
 
 def activation_order(config):
-    """K position of every byte of a tile in the activation buffer, word after word.
+    """K position of every byte of a tile in the activation buffer, slot after slot.
 
-    A word holds one byte per builder: position `k` of the chunks of as many lanes.  The words of a
-    lane group follow each other, so that a builder meets its chunk's activations one per word.
+    A slot holds four activations for each of ``builders`` lanes that are built together; chunks of
+    eight take two slots.  With chunks of four the order is that of K itself.
     """
     order = []
     lanes = lane_positions(config)
-    i = 0
-    while i < len(lanes):
+    for i in range(0, len(lanes), config.builders):
         group = lanes[i:i + config.builders]
-        for k in range(len(group[0])):
-            order += [lane[k] for lane in group]
-        i += config.builders
+        for k in range(0, len(group[0]), 4):
+            order += [position for lane in group for position in lane[k:k + 4]]
     return order
-
-
-def activation_slot(config, k):
-    """(word, byte) of K position `k` in the activation buffer."""
-    tile, position = divmod(k, config.tile_k)
-    index = activation_order(config).index(position)
-    word, byte = divmod(index, config.builders)
-    return tile * (config.tile_k // config.builders) + word, byte
 
 
 def side_fields(config):

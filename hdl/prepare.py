@@ -1,32 +1,23 @@
 """The prepare stage: LOAD fills the activation buffers, BUILD fills a table bank per K tile."""
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hdl.beat import Client, Flow, read_request
+from hdl.beat import Client, read_request
 from hdl.builder import SignedSumBuilder, step_program
 from hdl.control import fields_of
 from hdl.isa import Opcode
-from hdl.parts import BlockRAM, delay
+from hdl.parts import ByteRAM, count_down, count_up, delay
 
-__all__ = ["ActivationWrite", "Prepare"]
-
-
-def ActivationWrite(config):
-    """Payload of a write into the activation buffers: one word, an enable per row and byte."""
-    return data.StructLayout({
-        "address": (config.activation_depth - 1).bit_length(),
-        "data": data.ArrayLayout(8 * config.builders, config.rows),
-        "mask": data.ArrayLayout(config.builders, config.rows),
-    })
+__all__ = ["Prepare"]
 
 
 class Prepare(wiring.Component):
     """Executes LOAD and BUILD in program order.
 
-    LOAD takes ``word_steps`` cycles per beat, BUILD ``v + 2**(v-1) - 1`` cycles per lane group
-    plus a few at the end of a tile; it waits for a free table bank before each tile.
+    LOAD takes a beat per cycle, BUILD ``v + 2**(v-1) - 1`` cycles per lane group and one per tile;
+    it waits for a free table bank before each tile.
 
     Parameters
     ----------
@@ -38,9 +29,7 @@ class Prepare(wiring.Component):
         Instructions; never both valid.
     o_request : Out(stream.Signature(read_request))
     i_beat : In(stream.Signature(code_bits))
-        Beats that LOAD asked for.
-    i_write : In(stream.Signature(ActivationWrite))
-        Results that stay on the device; always taken (the compiler keeps LOAD away meanwhile).
+        Beats that LOAD asked for; always taken.
     table_free : In(1)
         The gather stage has finished with a bank (strobe).
     table_ready : Out(1)
@@ -55,7 +44,6 @@ class Prepare(wiring.Component):
 
     def __init__(self, config):
         self.config = config
-        self.groups = [v for v in config.chunks for _ in range(max(1, 32 // v // config.builders))]
         self.entry_width = max(config.chunks) - 1
         entry = signed(config.entry_bits(max(config.chunks)))
         super().__init__({
@@ -63,106 +51,96 @@ class Prepare(wiring.Component):
             "i_build": In(stream.Signature(fields_of(Opcode.BUILD, config))),
             "o_request": Out(stream.Signature(read_request(config))),
             "i_beat": In(stream.Signature(config.code_bits)),
-            "i_write": In(Flow(ActivationWrite(config))),
             "table_free": In(1), "table_ready": Out(1),
             "entries": Out(data.ArrayLayout(data.ArrayLayout(entry, config.builders), config.rows)),
-            "group": Out(len(self.groups)), "entry": Out(self.entry_width), "bank": Out(1),
+            "group": Out(len(config.lane_groups)), "entry": Out(self.entry_width), "bank": Out(1),
             "busy": Out(1), "wait_table": Out(1), "wait_memory": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
-        config = self.config
-        local = Signal(self.i_write.payload.address.shape())
-
-        # LOAD: requests run ahead of the words written.
-        asked = Signal(16)
-        asking = Signal()
+        config, family = self.config, self.config.family
+        slot_bits = (config.activation_depth - 1).bit_length()
         loading = Signal()
-        left = Signal(16)
-        request = self.o_request.p
-        m.d.comb += [self.o_request.valid.eq(asking), request.tag.client.eq(Client.LOAD)]
+        building = Signal()
+        idle = Signal()
+        m.d.comb += [idle.eq(~loading & ~building),
+                     self.i_load.ready.eq(idle), self.i_build.ready.eq(idle)]
+        load_start = Signal()
+        build_start = Signal()
+        m.d.comb += [load_start.eq(self.i_load.valid & idle),
+                     build_start.eq(self.i_build.valid & idle)]
+
+        # LOAD: requests first, then the beats as they come: a slot of one row after another.
+        load = self.i_load.p
+        request = self.o_request
+        asked = request.valid & request.ready
+        took = self.i_beat.valid
         address = Signal(config.address_bits)
-        m.d.comb += request.address.eq(address)
-        with m.If(self.o_request.valid & self.o_request.ready):
-            m.d.sync += [address.eq(address + 1), asked.eq(asked - 1), asking.eq(asked != 0)]
+        slot = Signal(slot_bits)
+        count_up(m, address, load=load_start, value=load.address, step=asked, family=family)
+        last_request = count_down(m, len(load.count), load=load_start, value=load.count,
+                                  step=asked, family=family, name="requests_left")
+        last_beat = count_down(m, len(load.count), load=load_start, value=load.count,
+                               step=took, family=family, name="beats_left")
+        m.d.comb += [request.p.address.eq(address), request.p.tag.client.eq(Client.LOAD),
+                     self.i_beat.ready.eq(1)]
+        with m.If(asked & last_request):
+            m.d.sync += request.valid.eq(0)
+        with m.If(took & last_beat):
+            m.d.sync += loading.eq(0)
+        with m.If(load_start):
+            m.d.sync += [loading.eq(1), request.valid.eq(1)]
 
-        steps, row_groups = config.word_steps, config.row_groups
-        step = Signal(range(max(2, steps)))
-        row_group = Signal(range(max(2, row_groups)))
-        word_bits = 8 * config.builders
-        last_step = Signal()
-        m.d.comb += [last_step.eq(step == steps - 1),
-                     self.i_beat.ready.eq(last_step)]
-        writes = Signal(config.rows)
-        beat_rows = config.rows // row_groups
-        words = Array(
-            self.i_beat.payload[s * beat_rows * word_bits:(s + 1) * beat_rows * word_bits]
-            for s in range(steps))[step]
-        loaded = Signal(config.rows * word_bits)
-        m.d.comb += loaded.eq(words.replicate(row_groups))
-        load_write = Signal()
-        m.d.comb += load_write.eq(self.i_beat.valid)
-        for r in range(config.rows):
-            m.d.comb += writes[r].eq(load_write & (row_group == r // beat_rows))
-        local_ends = Signal()
-        m.d.comb += local_ends.eq(row_group == row_groups - 1)
-        load_done = Signal()
-        m.d.comb += load_done.eq(loading & load_write & last_step & (left == 0))
-        with m.If(load_write):
-            m.d.sync += step.eq(Mux(last_step, 0, step + 1))
-            with m.If(last_step):
-                m.d.sync += [row_group.eq(Mux(local_ends, 0, row_group + 1)), left.eq(left - 1)]
-            with m.If(local_ends):
-                m.d.sync += local.eq(local + 1)
+        places = config.slot_beats * config.rows      # of a beat within a slot, rows first
+        place = Signal(places, init=1)                # one-hot
+        count_up(m, slot, load=load_start, value=load.local, step=took & place[-1], family=family)
+        with m.If(took):
+            m.d.sync += place.eq(place.rotate_left(1))
 
-        # The buffers: one per row, a byte per builder in a word.
-        read_address = Signal.like(local)
-        words_read = []
+        read_address = Signal(slot_bits + 2)
+        words = []
+        lanes_per_beat = config.load_bytes // 4
         for r in range(config.rows):
-            ram = BlockRAM(word_bits, config.activation_depth, granularity=8, family=config.family)
-            m.submodules[f"buffer_{r}"] = ram
-            with m.If(self.i_write.valid):
+            row = []
+            for b in range(config.builders):
+                part, lane = divmod(b, lanes_per_beat)
+                m.submodules[f"buffer_{r}_{b}"] = ram = ByteRAM(config.activation_depth, family)
                 m.d.comb += [
-                    ram.write_address.eq(self.i_write.payload.address),
-                    ram.write_data.eq(self.i_write.payload.data[r]),
-                    ram.write_enable.eq(self.i_write.payload.mask[r]),
-                ]
-            with m.Else():
-                m.d.comb += [
-                    ram.write_address.eq(local),
-                    ram.write_data.eq(loaded[r * word_bits:(r + 1) * word_bits]),
-                    ram.write_enable.eq(writes[r].replicate(config.builders)),
-                ]
-            m.d.comb += ram.read_address.eq(read_address)
-            words_read.append(ram.read_data)
+                    ram.write_address.eq(slot),
+                    ram.write_data.eq(self.i_beat.payload[32 * lane:32 * lane + 32]),
+                    ram.write_enable.eq(took & place[part * config.rows + r]),
+                    ram.read_address.eq(read_address)]
+                row.append(ram.read_data)
+            words.append(Cat(*row))
 
         # BUILD: walk the steps of each lane group of each tile.
-        building = Signal()
+        build = self.i_build.p
         running = Signal()      # inside a tile
-        tiles = Signal(16)
         unsigned = Signal()
         bank = Signal()
         free_banks = Signal(2, init=2)
         start = Signal()
         tile_end = Signal()
+        group_end = Signal()
         m.d.comb += start.eq(building & ~running & (free_banks != 0))
         m.d.sync += free_banks.eq(free_banks + self.table_free - start)
+        last_tile = count_down(m, len(build.tiles), load=build_start, value=build.tiles,
+                               step=tile_end, family=family, name="tiles_left")
 
         programs = {v: step_program(v) for v in set(config.chunks)}
-        longest = max(len(p) for p in programs.values())
-        count = Signal(range(longest))
-        ring = Signal(len(self.groups), init=1)     # one-hot: lane group being built
-        group_end = Signal()
+        count = Signal(range(max(len(p) for p in programs.values())))
+        groups = config.lane_groups
+        ring = Signal(len(groups), init=1)      # one-hot: lane group being built
         position = Signal(range(max(config.chunks)))
-        word_base = Signal.like(local)
+        base = Signal(slot_bits)
         what = Signal(data.StructLayout({
             "restart": 1, "double": 1, "negate": 1, "unsigned": 1, "entry": self.entry_width,
             "write": 1, "last": 1}))
-        by_v = {v: Cat(ring[g] for g, w in enumerate(self.groups) if w == v).any()
-                for v in programs}
+        wide = Signal()                         # the group's chunks are of 8
+        m.d.comb += wide.eq(Cat(ring[g] for g, v in enumerate(groups) if v == 8).any())
         for v, program in programs.items():
-            with m.If(by_v[v]), m.Switch(count):
+            with m.If(wide == (v == 8)), m.Switch(count):
                 for c, s in enumerate(program):
                     with m.Case(c):
                         m.d.comb += [
@@ -170,56 +148,41 @@ class Prepare(wiring.Component):
                             what.double.eq(s.double), what.negate.eq(s.negate),
                             what.entry.eq(s.entry), group_end.eq(c == len(program) - 1)]
         m.d.comb += [
-            what.write.eq(running), what.last.eq(running & tile_end), what.unsigned.eq(unsigned),
-            tile_end.eq(group_end & ring[-1]), read_address.eq(word_base | position)]
-        v_now = Signal(range(9))
-        for v in programs:
-            with m.If(by_v[v]):
-                m.d.comb += v_now.eq(v)
+            what.write.eq(running), what.last.eq(tile_end), what.unsigned.eq(unsigned),
+            tile_end.eq(running & group_end & ring[-1]),
+            read_address.eq(Cat(position[:2], base | position[2:]))]
+        advance = Mux(wide, 2, 1)
         with m.If(running):
             m.d.sync += count.eq(Mux(group_end, 0, count + 1))
             with m.If(group_end):
-                m.d.sync += [ring.eq(ring.rotate_left(1)), word_base.eq(word_base + v_now)]
-                with m.If(tile_end):
-                    m.d.sync += [running.eq(0), tiles.eq(tiles - 1), building.eq(tiles != 0)]
+                m.d.sync += [ring.eq(ring.rotate_left(1)), base.eq(base + advance)]
+            with m.If(tile_end):
+                m.d.sync += [running.eq(0), building.eq(~last_tile)]
         with m.If(start):
             m.d.sync += running.eq(1)
+        with m.If(build_start):
+            m.d.sync += [building.eq(1), base.eq(build.local), unsigned.eq(build.unsigned)]
 
-        # The words arrive, the builders add, the entries are written.
-        here = delay(m, what, BlockRAM.LATENCY, name="step", resettable=True)
+        # The bytes arrive, the builders add, the entries are written.
+        here = delay(m, what, ByteRAM.LATENCY, name="step", resettable=True)
         for r in range(config.rows):
-            builder = SignedSumBuilder(config)
-            m.submodules[f"builder_{r}"] = builder
+            m.submodules[f"builder_{r}"] = builder = SignedSumBuilder(config)
             m.d.comb += [
-                builder.word.eq(words_read[r]), builder.unsigned.eq(here.unsigned),
+                builder.word.eq(words[r]), builder.unsigned.eq(here.unsigned),
                 builder.restart.eq(here.restart), builder.double.eq(here.double),
                 builder.negate.eq(here.negate), self.entries[r].eq(builder.entries)]
-        total = BlockRAM.LATENCY + SignedSumBuilder.LATENCY
         there = delay(m, here, SignedSumBuilder.LATENCY, name="write", resettable=True)
-        where = delay(m, ring, total, name="ring")
-        m.d.comb += [
-            self.group.eq(where & there.write.replicate(len(self.groups))),
-            self.entry.eq(there.entry), self.bank.eq(bank), self.table_ready.eq(there.last)]
+        where = delay(m, ring & running.replicate(len(groups)),
+                      ByteRAM.LATENCY + SignedSumBuilder.LATENCY, name="ring", resettable=True)
+        # `bank` changes after the last write of a tile; the next tile's first comes later.
+        m.d.comb += [self.group.eq(where), self.entry.eq(there.entry), self.bank.eq(bank),
+                     self.table_ready.eq(there.last)]
         with m.If(there.last):
             m.d.sync += bank.eq(~bank)
 
-        # `bank` changes after the last write of a tile; the next tile's first write comes later.
-        idle = Signal()
         m.d.comb += [
-            idle.eq(~loading & ~building),
-            self.i_load.ready.eq(idle), self.i_build.ready.eq(idle),
-            self.busy.eq(running | loading & self.i_beat.valid),
+            self.busy.eq(running | took),
             self.wait_table.eq(building & ~running & ~start),
-            self.wait_memory.eq(loading & ~self.i_beat.valid),
+            self.wait_memory.eq(loading & ~took),
         ]
-        with m.If(load_done):
-            m.d.sync += loading.eq(0)
-        with m.If(self.i_load.valid & idle):
-            load = self.i_load.p
-            m.d.sync += [loading.eq(1), asking.eq(1), asked.eq(load.count), left.eq(load.count),
-                         address.eq(load.address), local.eq(load.local)]
-        with m.If(self.i_build.valid & idle):
-            build = self.i_build.p
-            m.d.sync += [building.eq(1), tiles.eq(build.tiles), word_base.eq(build.local),
-                         unsigned.eq(build.unsigned)]
         return m

@@ -6,7 +6,7 @@ Every address is a byte address of 64 bits; a word has 32 bits.  Bits 63..62 cho
 from dataclasses import dataclass
 from enum import IntEnum
 
-__all__ = ["COUNTERS", "REGISTERS", "Error", "Register", "Space", "Status", "base_of"]
+__all__ = ["COUNTERS", "COUNTER_TAPS", "REGISTERS", "Error", "Register", "Space", "Status", "base_of"]
 
 MAGIC = 0x4C555452  # "LUTR"
 
@@ -61,6 +61,10 @@ COUNTERS = (
 )
 """Names of the cycle counters, in register order."""
 
+COUNTER_TAPS = (0, 1, 2, 22)
+"""A counter register holds 32 consecutive terms of s[n+32] = s[n+22] + s[n+2] + s[n+1] + s[n] over
+GF(2), lowest first; it starts as 1 and moves by one term per event."""
+
 REGISTERS = {r.name: r for r in (
     Register("MAGIC", 0x00, "r", "0x4C555452, the letters LUTR"),
     Register("VERSIONS", 0x04, "r", "[7:0] instruction set version, [15:8] register map version"),
@@ -80,5 +84,6 @@ REGISTERS = {r.name: r for r in (
     Register("ERROR", 0x28, "r", "why the last program failed (see Error)"),
     Register("PROGRAM", 0x2C, "rw", "address of the first instruction, in beats"),
     Register("COUNTERS", 0x40, "r", "cycle counters of the last program, in the order "
-                                   "of COUNTERS", len(COUNTERS)),
+                                   "of COUNTERS, as states of a shift register (see COUNTER_TAPS); "
+                                   "0 while a program runs", len(COUNTERS)),
 )}

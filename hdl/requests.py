@@ -12,6 +12,7 @@ from amaranth.lib.wiring import In, Out
 from hdl.beat import Client, Kind, read_request
 from hdl.control import fields_of
 from hdl.isa import Opcode
+from hdl.parts import count_down, count_up
 
 __all__ = ["GatherRequests"]
 
@@ -20,7 +21,8 @@ class GatherRequests(wiring.Component):
     """Turns LMMA instructions into read requests, one per cycle.
 
     The first beat of a K tile waits for a ready table bank; of the last K tile also for the store
-    stage.  Nothing else makes it wait but `o.ready`.
+    stage.  Nothing else makes it wait but `o.ready`.  An instruction takes two cycles more than
+    its requests.
 
     Parameters
     ----------
@@ -50,94 +52,97 @@ class GatherRequests(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        family = self.config.family
         job = Signal(self.i.p.shape())
+        prime = Signal()        # the counters load from `job`
         active = Signal()
-        address = Signal(self.config.address_bits)
-        plane = Signal(3)
-        column = Signal(16)
-        tile = Signal(16)
+        accept = Signal()
+        m.d.comb += [accept.eq(self.i.valid & ~active & ~prime), self.i.ready.eq(accept),
+                     self.busy.eq(active | prime)]
+        m.d.sync += prime.eq(accept)
+        with m.If(accept):
+            m.d.sync += job.eq(self.i.p)
+
+        # What the next request is: a beat of sums, a plane, or a column's parameters.
         inside = Signal()       # a K tile has begun
-        sums = Signal(2)        # beats left that sum the activations
-        parameters = Signal()   # the next beat holds a column's parameters
+        sums = Signal(2)        # one-hot: beats left that sum the activations
+        parameters = Signal()
+        first_plane = Signal()
+        first_tile = Signal()
         bank = Signal()
-        first = Signal()        # this K tile is the instruction's first
+        step = Signal()         # the request leaves
+        codes = Signal()
+        has_parameters = Signal()
+        ends_column = Signal()
+        ends_tile = Signal()
+        plane_step = Signal()
+        column_step = Signal()
+        tile_step = Signal()
+        last_plane = count_down(m, len(job.planes), load=prime | column_step, value=job.planes,
+                                step=plane_step, family=family, name="plane")
+        last_column = count_down(m, len(job.columns), load=prime | tile_step, value=job.columns,
+                                 step=column_step, family=family, name="column")
+        last_tile = count_down(m, len(job.tiles), load=prime, value=job.tiles, step=tile_step,
+                               family=family, name="tile")
+        address = Signal(self.config.address_bits)
+        count_up(m, address, load=prime, value=job.address, step=step, family=family)
+        finishes = Signal()     # this K tile finishes the accumulators
+        m.d.comb += [
+            codes.eq(~sums.any() & ~parameters),
+            finishes.eq(job.last & last_tile),
+            has_parameters.eq(job.requant & finishes),
+            ends_column.eq(parameters | (codes & last_plane & ~has_parameters)),
+            ends_tile.eq(ends_column & last_column),
+            plane_step.eq(step & codes),
+            column_step.eq(step & ends_column),
+            tile_step.eq(step & ends_tile),
+        ]
 
         banks = Signal(2)       # ready table banks
         sink = Signal()         # the store stage is ready
-        last_tile = Signal()
-        last_plane = Signal()
-        last_column = Signal()
-        ends_column = Signal()
-        m.d.comb += [
-            last_tile.eq(tile == 0),
-            last_plane.eq(plane == 0),
-            last_column.eq(column == 0),
-            ends_column.eq((sums == 0) & (parameters | last_plane & ~(
-                job.requant & job.last & last_tile))),
-        ]
-        needs_sink = Signal()
         may_start = Signal()
-        m.d.comb += [
-            needs_sink.eq(job.last & last_tile & ~sink),
-            may_start.eq((banks != 0) & ~needs_sink),
-            self.wait_table.eq(active & ~inside & (banks == 0)),
-            self.wait_sink.eq(active & ~inside & (banks != 0) & needs_sink),
-            self.busy.eq(active),
-        ]
-
-        out = self.o.p
         free = Signal()
-        step = Signal()
         m.d.comb += [
+            may_start.eq((banks != 0) & (sink | ~finishes)),
+            self.wait_table.eq(active & ~inside & (banks == 0)),
+            self.wait_sink.eq(active & ~inside & (banks != 0) & ~may_start),
             free.eq(~self.o.valid | self.o.ready),
             step.eq(active & free & (inside | may_start)),
         ]
-        starts = Signal()
-        ends = Signal()
-        m.d.comb += [starts.eq(step & ~inside), ends.eq(step & ends_column & last_column)]
+        starts = step & ~inside
         m.d.sync += [
             banks.eq(banks + self.table_ready - starts),
-            sink.eq((sink | self.sink_ready) & ~(starts & job.last & last_tile)),
+            sink.eq((sink & ~(starts & finishes)) | self.sink_ready),
         ]
-        with m.If(free):
-            m.d.sync += self.o.valid.eq(step)
-            flags = out.tag.flags
-            m.d.sync += [
-                out.address.eq(address),
-                out.tag.client.eq(Client.GATHER),
-                flags.first_plane.eq(plane == job.planes),
-                flags.last_plane.eq(last_plane & (sums == 0) & ~parameters),
-                flags.pass_start.eq(~inside),
-                flags.pass_end.eq(ends_column & last_column),
-                flags.first.eq(first & job.first),
-                flags.last.eq(job.last & last_tile),
-                flags.high.eq(job.high),
-                flags.bank.eq(bank),
-                flags.kind.eq(Mux(sums != 0, Kind.SUM, Mux(parameters, Kind.PARAMETERS,
-                                                           Kind.CODES))),
-            ]
         with m.If(step):
-            m.d.sync += [address.eq(address + 1), inside.eq(~(ends_column & last_column))]
-            with m.If(sums != 0):
-                m.d.sync += sums.eq(sums - 1)
-            with m.Else():
-                m.d.sync += parameters.eq(last_plane & ~parameters & ~ends_column)
-                with m.If(~parameters):
-                    m.d.sync += plane.eq(Mux(last_plane, job.planes, plane - 1))
-                with m.If(ends_column):
-                    m.d.sync += column.eq(column - 1)
-                    with m.If(last_column):
-                        m.d.sync += [
-                            column.eq(job.columns), tile.eq(tile - 1), bank.eq(~bank),
-                            first.eq(0), sums.eq(Mux(job.zero, 2, 0)),
-                        ]
-        m.d.comb += self.i.ready.eq(~active)
-        with m.If(ends & last_tile):
-            m.d.sync += active.eq(0)
-        with m.Elif(self.i.valid & self.i.ready):
             m.d.sync += [
-                active.eq(1), job.eq(self.i.p), address.eq(self.i.p.address),
-                plane.eq(self.i.p.planes), column.eq(self.i.p.columns), tile.eq(self.i.p.tiles),
-                sums.eq(Mux(self.i.p.zero, 2, 0)), first.eq(1),
+                inside.eq(~ends_tile), sums.eq(sums >> 1),
+                parameters.eq(codes & last_plane & has_parameters),
+            ]
+        with m.If(plane_step):
+            m.d.sync += first_plane.eq(0)
+        with m.If(prime | column_step):
+            m.d.sync += first_plane.eq(1)
+        with m.If(prime | tile_step):
+            m.d.sync += [sums.eq(Mux(job.zero, 2, 0)), first_tile.eq(prime & job.first)]
+        with m.If(tile_step):
+            m.d.sync += bank.eq(~bank)
+        with m.If(prime):
+            m.d.sync += active.eq(1)
+        with m.Elif(tile_step & last_tile):
+            m.d.sync += active.eq(0)
+
+        out = self.o.p
+        flags = out.tag.flags
+        with m.If(free):
+            m.d.sync += [
+                self.o.valid.eq(step),
+                out.address.eq(address), out.tag.client.eq(Client.GATHER),
+                flags.first_plane.eq(first_plane), flags.last_plane.eq(codes & last_plane),
+                flags.pass_start.eq(~inside), flags.pass_end.eq(ends_tile),
+                flags.first.eq(first_tile), flags.last.eq(finishes), flags.high.eq(job.high),
+                flags.bank.eq(bank),
+                flags.kind.eq(Mux(parameters, Kind.PARAMETERS,
+                                  Mux(codes, Kind.CODES, Kind.SUM))),
             ]
         return m

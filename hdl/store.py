@@ -1,18 +1,19 @@
-"""The store stage: takes finished accumulators and sends them to memory or to the next layer."""
+"""The store stage: takes finished accumulators and writes them to memory, as they are or as int8."""
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hdl.beat import Flow, write_request
-from hdl.config import BLOCK
 from hdl.control import fields_of
 from hdl.epilogue import Epilogue
-from hdl.isa import Opcode, Target
-from hdl.layout import PARAMETER_BITS, PARAMETER_FIELDS, activation_slot
-from hdl.prepare import ActivationWrite
+from hdl.isa import Opcode
+from hdl.layout import PARAMETER_BITS, PARAMETER_FIELDS
+from hdl.parts import BlockRAM, count_down
 
 __all__ = ["Store", "spacing"]
+
+_QUEUE = 64     # more column steps than the array can have under way
 
 
 def spacing(config):
@@ -24,7 +25,10 @@ class Store(wiring.Component):
     """Executes STORE: numbers the results of a tile and writes them out.
 
     Results come when the array finishes them; there is no back-pressure here.  The gather stage
-    keeps column steps :func:`spacing` cycles apart and stops while `o_write` has no room.
+    keeps column steps :func:`spacing` cycles apart and stops while the memory has no room.
+
+    Accumulators are written as 64-bit numbers, cell after cell of a column step.  int8 results are
+    written as LOAD reads activations: ``load_bytes`` columns of a row to a beat, rows beat by beat.
 
     Parameters
     ----------
@@ -34,12 +38,13 @@ class Store(wiring.Component):
     -------
     i : In(stream.Signature(STORE fields))
     results : In(one accumulator per cell, cell = column * rows + row), result_valid : In(1)
+    result_soon : In(1)
+        `result_valid` two cycles ahead.
     parameters : In(80 bits per column), parameters_valid : In(1)
         Re-quantisation parameters, before the column's result (see :mod:`hdl.layout`).
     sink_ready : Out(1)
         The next tile of results may come (strobe).
     o_write : Out(Flow(write_request))
-    o_activation : Out(Flow(ActivationWrite))
     busy : Out(1)
     """
 
@@ -48,209 +53,131 @@ class Store(wiring.Component):
         super().__init__({
             "i": In(stream.Signature(fields_of(Opcode.STORE, config))),
             "results": In(data.ArrayLayout(signed(config.accumulator_bits), config.cells)),
-            "result_valid": In(1),
+            "result_valid": In(1), "result_soon": In(1),
             "parameters": In(data.ArrayLayout(PARAMETER_BITS, config.columns)),
             "parameters_valid": In(1),
             "sink_ready": Out(1),
             "o_write": Out(Flow(write_request(config))),
-            "o_activation": Out(Flow(ActivationWrite(config))),
             "busy": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
         config = self.config
-        cells = config.cells
+        cells, rows = config.cells, config.rows
         per_beat = config.results_per_beat
-
-        job = Signal(self.i.p.shape())
+        start = Signal()
         active = Signal()
-        columns_left = Signal(16)
-        raw = Signal()
-        m.d.comb += [self.i.ready.eq(~active), self.busy.eq(active),
-                     raw.eq(job.target == Target.ACCUMULATORS)]
+        int8 = Signal()
+        relu = Signal()
+        m.d.comb += [start.eq(self.i.valid & ~active), self.i.ready.eq(~active),
+                     self.busy.eq(active), self.sink_ready.eq(start)]
+        with m.If(start):
+            m.d.sync += [active.eq(1), int8.eq(self.i.p.target), relu.eq(self.i.p.relu)]
 
-        # A column step's results, one group per cycle: `per_step` at a time when raw, else one.
+        # A column step's results leave one group per cycle: a beat's worth, or one if int8.
         groups = max(1, cells // per_beat)
+        width = min(cells, per_beat)
         held = Signal(data.ArrayLayout(signed(config.accumulator_bits), cells), reset_less=True)
         index = Signal(range(max(2, cells)))
         going = Signal()
+        group_last = Signal()
         if cells == 1:
-            m.d.comb += [held.eq(self.results), going.eq(self.result_valid)]
+            m.d.comb += [held.eq(self.results), going.eq(self.result_valid), group_last.eq(1)]
         else:
+            m.d.comb += group_last.eq(index == Mux(int8, cells - 1, groups - 1))
             with m.If(self.result_valid):
                 m.d.sync += [held.eq(self.results), index.eq(0), going.eq(1)]
             with m.Elif(going):
-                final = Mux(raw, groups - 1, cells - 1)
-                m.d.sync += [index.eq(index + 1), going.eq(index != final)]
-        step_last = Signal()
-        m.d.comb += step_last.eq(going & (index == Mux(raw, groups - 1, cells - 1)))
+                m.d.sync += [index.eq(index + 1), going.eq(~group_last)]
 
-        # Raw: 64-bit results, as many as there are or as fit a beat.
-        width = min(cells, per_beat)
-        words = []
-        for g in range(groups):
-            words.append(Cat(*(
-                Cat(held[g * width + i],
-                    held[g * width + i][-1].replicate(64 - config.accumulator_bits))
-                for i in range(width))))
-        raw_data = Array(words)[index] if groups > 1 else words[0]
-        raw_beat = raw_data.replicate(per_beat // width)
-        slots = per_beat // width
+        words = [Cat(*(Cat(v, v[-1].replicate(64 - len(v)))
+                       for v in (held[g * width + i] for i in range(width))))
+                 for g in range(groups)]
+        raw = (Array(words)[index] if groups > 1 else words[0]).replicate(per_beat // width)
+        raw_slots = per_beat // width
 
         write = self.o_write.payload
-        position = Signal(range(config.beat_bytes))      # slot within a beat
-        address = Signal(config.address_bits)
-        done = Signal()
+        beat = Signal(config.address_bits)      # of the row, if int8
+        raw_place = Signal(raw_slots, init=1)   # one-hot: where in the beat
+        raw_mask = Cat(raw_place[i // (8 * width)] for i in range(config.beat_bytes))
+        raw_end = raw_place[-1]
+        valid, done, ends_beat = Signal(), Signal(), Signal()
+        raw_valid = going & ~int8
         if config.epilogue:
             m.submodules.epilogue = epilogue = Epilogue(config.accumulator_bits, config.family)
-            parameters = self._parameters(m, going & ~raw, index)
-            m.d.comb += [
-                epilogue.i.valid.eq(going & ~raw),
-                epilogue.i.payload.value.eq(Array(held[i] for i in range(cells))[index]
-                                      if cells > 1 else held[0]),
-                epilogue.i.payload.bias.eq(parameters["bias"].as_signed()),
-                epilogue.i.payload.multiplier.eq(parameters["multiplier"]),
-                epilogue.i.payload.shift.eq(parameters["shift"]),
-                epilogue.relu.eq(job.relu)]
-            byte_valid, byte = epilogue.o.valid, epilogue.o.payload
-            self._activations(m, job, byte_valid, byte)
-            to_memory = Signal()
-            m.d.comb += to_memory.eq(byte_valid & (job.target == Target.INT8))
-            m.d.comb += [
-                self.o_write.valid.eq(going & raw | to_memory),
-                write.data.eq(Mux(raw, raw_beat, byte.as_unsigned().replicate(
-                    config.beat_bytes))),
-            ]
-            byte_mask = Const(1, config.beat_bytes) << position
-            byte_end = position == config.beat_bytes - 1
-        else:
-            byte_valid = Const(0, 1)
-            m.d.comb += [self.o_write.valid.eq(going), write.data.eq(raw_beat)]
-            byte_mask, byte_end = Const(0, 1), Const(0, 1)
-        raw_mask = Const(2 ** (8 * width) - 1, config.beat_bytes) << (position * 8 * width)
-        m.d.comb += [write.address.eq(address), write.mask.eq(Mux(raw, raw_mask, byte_mask))]
-        with m.If(self.o_write.valid):
-            beat_end = Mux(raw, position == slots - 1, byte_end)
-            m.d.sync += position.eq(Mux(beat_end, 0, position + 1))
-            with m.If(beat_end):
-                m.d.sync += address.eq(address + 1)
-
-        # The STORE ends with its last result, whichever way it took.
-        left = Signal(range(cells)) if cells > 1 else None
-        if left is None:
-            m.d.comb += done.eq(Mux(raw, going, byte_valid))
-        else:
-            byte_done = byte_valid & (left == 0)
-            with m.If(byte_valid):
-                m.d.sync += left.eq(Mux(left == 0, cells - 1, left - 1))
-            m.d.comb += done.eq(Mux(raw, step_last, byte_done))
-        with m.If(done):
-            m.d.sync += columns_left.eq(columns_left - 1)
-            with m.If(columns_left == 0):
-                m.d.sync += active.eq(0)
-        with m.If(self.i.valid & self.i.ready):
-            m.d.sync += [active.eq(1), job.eq(self.i.p), columns_left.eq(self.i.p.columns),
-                         address.eq(self.i.p.address), position.eq(0)]
-            m.d.comb += self.sink_ready.eq(1)
-            if left is not None:
-                m.d.sync += left.eq(cells - 1)
-        return m
-
-    def _parameters(self, m, take, index):
-        """Queue the parameters of the columns on their way and return those of this result."""
-        config = self.config
-        depth = 32      # more columns than the array can have under way
-        m.submodules.parameters = queue = Queue(PARAMETER_BITS * config.columns, depth)
-        rows_end = Signal()
-        m.d.comb += [
-            queue.write.eq(self.parameters_valid), queue.data.eq(self.parameters),
-            rows_end.eq(index == config.cells - 1 if config.cells > 1 else 1),
-            queue.read.eq(take & rows_end)]
-        if config.columns > 1:
-            row_bits = config.rows.bit_length() - 1
-            word = Array(queue.head[c * PARAMETER_BITS:(c + 1) * PARAMETER_BITS]
-                         for c in range(config.columns))[index >> row_bits]
-        else:
-            word = queue.head
-        return {name: word[o:o + w] for name, (o, w) in PARAMETER_FIELDS.items()}
-
-    def _activations(self, m, job, valid, byte):
-        """Write int8 results where the next layer's builders look for them."""
-        config = self.config
-        cells, rows, columns = config.cells, config.rows, config.columns
-        number = Signal(range(cells)) if cells > 1 else Const(0, 1)
-        n = Signal(16)          # output column: the next layer's K position
-        out = self.o_activation.payload
-        if cells > 1:
-            row = number[:rows.bit_length() - 1] if rows > 1 else Const(0, 1)
-            with m.If(valid):
-                m.d.sync += number.eq(Mux(number == cells - 1, 0, number + 1))
-            next_column = Signal()
-            m.d.comb += next_column.eq(row == rows - 1 if rows > 1 else 1)
-        else:
-            row, next_column = Const(0, 1), Const(1, 1)
-        with m.If(valid & next_column):
-            m.d.sync += n.eq(n + 1)
-        with m.If(self.i.valid & self.i.ready):
-            m.d.sync += n.eq(0)
+            value = Array(held[i] for i in range(cells))[index] if cells > 1 else held[0]
+            m.d.comb += [epilogue.i.valid.eq(going & int8), epilogue.relu.eq(relu),
+                         epilogue.i.payload.value.eq(value)]
+            for name, field in self._parameters(m, start, index).items():
+                m.d.comb += epilogue.i.payload[name].eq(field)
+            byte, byte_valid = epilogue.o.payload, epilogue.o.valid
+            # Rows come before the next column.
+            cell_last, row = 1, None
             if cells > 1:
-                m.d.sync += number.eq(0)
+                cell = Signal(range(cells))
+                cell_last = cell == cells - 1
+                with m.If(byte_valid):
+                    m.d.sync += cell.eq(cell + 1)
+                row = cell[:rows.bit_length() - 1]
+            row_last = row.all() if rows > 1 else 1
+            place = Signal(config.load_bytes, init=1)   # one-hot: which byte
+            with m.If(start):
+                m.d.sync += place.eq(1)
+            with m.Elif(byte_valid & row_last):
+                m.d.sync += place.eq(place.rotate_left(1))
+            address = beat if rows == 1 else Cat(row, beat[rows.bit_length() - 1:])
+            rest = config.beat_bytes - config.load_bytes
+            m.d.comb += [
+                valid.eq(raw_valid | byte_valid),
+                ends_beat.eq(Mux(int8, place[-1] & row_last, raw_end)),
+                done.eq(Mux(int8, byte_valid & cell_last, raw_valid & group_last)),
+                write.mask.eq(Mux(int8, Cat(place, Const(0, rest)), raw_mask)),
+                write.data.eq(Mux(int8, byte.as_unsigned().replicate(config.beat_bytes), raw)),
+                write.address.eq(Mux(int8, address, beat)),
+            ]
+        else:
+            m.d.comb += [valid.eq(raw_valid), ends_beat.eq(raw_end), write.data.eq(raw),
+                         done.eq(raw_valid & group_last), write.mask.eq(raw_mask),
+                         write.address.eq(beat)]
+        m.d.comb += self.o_write.valid.eq(valid)
+        with m.If(raw_valid):
+            m.d.sync += raw_place.eq(raw_place.rotate_left(1))
+        advance = Mux(int8, rows, 1) if config.epilogue and rows > 1 else 1
+        with m.If(start):
+            m.d.sync += [beat.eq(self.i.p.address), raw_place.eq(1)]
+        with m.Elif(valid & ends_beat):
+            m.d.sync += beat.eq(beat + advance)
 
-        # Within a block the slot is a permutation of the bits of n.
-        words_per_block = BLOCK // config.builders
-        slots = {}
-        block_ends = {}
-        first = {}
-        for block, v in enumerate(config.chunks):
-            first.setdefault(v, block * BLOCK)
-            block_ends[v] = (block + 1) * BLOCK
-        for v, base in first.items():
-            slots[v] = [activation_slot(config, base + i) for i in range(BLOCK)]
-        word_bits = words_per_block.bit_length() - 1
-        word = Signal(max(1, word_bits))
-        lane = Signal(range(max(2, config.builders)))
-        for v in first:
-            inside = (n[:config.tile_k.bit_length() - 1] >= first[v])
-            with m.If(inside), m.Switch(n[:5]):
-                for i, (w, b) in enumerate(slots[v]):
-                    with m.Case(i):
-                        m.d.comb += [word.eq(w % words_per_block), lane.eq(b)]
-        offset = Cat(word[:word_bits], n[5:])
-        m.d.comb += [
-            self.o_activation.valid.eq(valid & (job.target == Target.ACTIVATIONS)),
-            out.address.eq(job.local + offset)]
-        for r in range(rows):
-            m.d.comb += out.data[r].eq(byte.as_unsigned().replicate(config.builders))
-            for b in range(config.builders):
-                m.d.comb += out.mask[r][b].eq((lane == b) & (row == r))
-        del columns
-
-
-class Queue(wiring.Component):
-    """A small first-in first-out memory without flow control; `head` is the oldest word.
-
-    The user never reads when empty nor writes when full.  A word is at `head` two cycles after
-    its write at the latest.
-    """
-
-    def __init__(self, width, depth):
-        self.width = width
-        self.depth = depth
-        super().__init__({"write": In(1), "data": In(width), "read": In(1), "head": Out(width)})
-
-    def elaborate(self, platform):
-        from amaranth.lib.memory import Memory
-        m = Module()
-        m.submodules.memory = memory = Memory(shape=self.width, depth=self.depth, init=[])
-        port = memory.write_port()
-        read = memory.read_port(domain="comb")
-        tail = Signal(range(self.depth))
-        front = Signal(range(self.depth))
-        m.d.comb += [port.addr.eq(tail), port.data.eq(self.data), port.en.eq(self.write),
-                     read.addr.eq(front), self.head.eq(read.data)]
-        with m.If(self.write):
-            m.d.sync += tail.eq(tail + 1)
-        with m.If(self.read):
-            m.d.sync += front.eq(front + 1)
+        last = count_down(m, len(self.i.p.columns), load=start, value=self.i.p.columns, step=done,
+                          family=config.family, name="columns_left")
+        with m.If(done & last):
+            m.d.sync += active.eq(0)
         return m
+
+    def _parameters(self, m, start, index):
+        """Queue the parameters of the columns under way; those of the current result."""
+        config = self.config
+        width = PARAMETER_BITS * config.columns
+        m.submodules.parameters = ram = BlockRAM(width, _QUEUE, family=config.family)
+        tail = Signal(range(_QUEUE))
+        head = Signal(range(_QUEUE))
+        m.d.comb += [
+            ram.write_address.eq(tail), ram.write_data.eq(self.parameters),
+            ram.write_enable.eq(self.parameters_valid), ram.read_address.eq(head)]
+        with m.If(start):
+            m.d.sync += [tail.eq(0), head.eq(0)]
+        with m.Else():
+            m.d.sync += [tail.eq(tail + self.parameters_valid), head.eq(head + self.result_soon)]
+        # The address of a column stands while its result is two cycles away.
+        if config.cells == 1:
+            word = ram.read_data
+        else:
+            held = Signal(width, reset_less=True)
+            with m.If(self.result_valid):
+                m.d.sync += held.eq(ram.read_data)
+            rows_bits = config.rows.bit_length() - 1
+            word = held if config.columns == 1 else Array(
+                held[c * PARAMETER_BITS:(c + 1) * PARAMETER_BITS]
+                for c in range(config.columns))[index[rows_bits:]]
+        return {name: word[o:o + w] for name, (o, w) in PARAMETER_FIELDS.items()}

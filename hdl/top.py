@@ -8,6 +8,7 @@ from hdl.beat import MemorySignature
 from hdl.bridge import Bridge
 from hdl.core import Core
 from hdl.link.endpoint import Endpoint
+from hdl.link.uart import UART
 from hdl.memory.onchip import OnChipMemory
 
 __all__ = ["Top"]
@@ -48,6 +49,13 @@ class Top(wiring.Component):
         if config.link == "stream":
             connect(m, flipped(self.i), endpoint.i)
             connect(m, endpoint.o, flipped(self.o))
+        else:
+            m.submodules.uart = uart = UART(config.clock_hz, family=config.engine.family)
+            connect(m, uart.o, endpoint.i)
+            connect(m, endpoint.o, uart.i)
+            m.d.comb += [
+                uart.rx.eq(self.rx), self.tx.eq(uart.tx),
+                uart.frame_good.eq(endpoint.frame_good), uart.frame_bad.eq(endpoint.frame_bad)]
         connect(m, endpoint.bus_request, bridge.i)
         connect(m, bridge.o, endpoint.bus_response)
 
@@ -61,7 +69,8 @@ class Top(wiring.Component):
             core.start.eq(bridge.start), core.program.eq(bridge.program),
             bridge.running.eq(core.running), bridge.done.eq(core.done),
             bridge.failed.eq(core.failed), bridge.error.eq(core.error),
-            bridge.counters.eq(core.counters), self.running.eq(core.running),
+            core.counter_shift.eq(bridge.counter_shift),
+            bridge.counter_bit.eq(core.counter_bit), self.running.eq(core.running),
         ]
         if config.memory == "port":
             connect(m, bridge.memory, flipped(self.memory))

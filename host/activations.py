@@ -67,11 +67,13 @@ def arrange(xq, positions, padded, config: EngineConfig):
 
     Returns
     -------
-    uint8 [tiles * tile_k * rows]
-        Tile after tile; in a tile words of ``builders`` bytes, the rows interleaved word by word.
+    uint8 [beats, beat_bytes]
+        ``load_bytes`` of each beat are used; the rows follow each other beat by beat.
     """
     rows = np.zeros((config.rows, padded), np.uint8)
     rows[:len(xq), positions] = xq.astype(np.int64).astype(np.uint8)
     tiles = rows.reshape(config.rows, -1, config.tile_k)[..., activation_order(config)]
-    words = tiles.reshape(config.rows, -1, config.builders)
-    return np.ascontiguousarray(words.transpose(1, 0, 2)).reshape(-1)
+    parts = tiles.reshape(config.rows, -1, config.load_bytes).transpose(1, 0, 2)
+    beats = np.zeros((*parts.shape[:2], config.beat_bytes), np.uint8)
+    beats[..., :config.load_bytes] = parts
+    return beats.reshape(-1, config.beat_bytes)

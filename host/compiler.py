@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hdl.config import EngineConfig
-from hdl.isa import Instruction, Target
+from hdl.isa import Instruction, Opcode, Target
 
 __all__ = ["LayerCode", "matmul_program"]
 
@@ -28,8 +28,7 @@ class LayerCode:
 
 def _prepare(config, address, local, tiles, *, unsigned, load, first):
     """LOAD and BUILD of `tiles` K tiles; the first tile by itself where nothing hides it."""
-    beats = config.tile_k * config.rows // config.beat_bytes
-    words = config.tile_k // config.builders
+    beats, words = config.tile_beats, config.tile_slots
     done = 0
     for part in ([1, tiles - 1] if first and tiles > 1 else [tiles]):
         if load:
@@ -41,7 +40,7 @@ def _prepare(config, address, local, tiles, *, unsigned, load, first):
 
 def _chunks(config, layer, passes):
     """How a K walk is cut to fit the activation buffer: (resident, list of (first, tiles))."""
-    words = config.tile_k // config.builders
+    words = config.tile_slots
     if passes * layer.k_tiles * words <= config.activation_depth:
         return True, [(0, layer.k_tiles)]
     most = min(config.activation_depth // words, 2**10)
@@ -49,7 +48,7 @@ def _chunks(config, layer, passes):
 
 
 def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
-                   target=Target.ACCUMULATORS, relu=False, load=True, source=0, sink=0):
+                   target=Target.ACCUMULATORS, relu=False):
     """Instructions that multiply groups of tokens by one layer, without HALT.
 
     Parameters
@@ -65,18 +64,11 @@ def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
         Where the results go.
     relu : bool
         Clip int8 results at zero.
-    load : bool
-        False where the activations are in the buffer already, at word `source`.
-    source, sink : int
-        Words of the activation buffer where activations are read, and results written with
-        ``Target.ACTIVATIONS``.
-
     Returns
     -------
     list of Instruction
     """
-    beats = config.tile_k * config.rows // config.beat_bytes
-    words = config.tile_k // config.builders
+    beats, words = config.tile_beats, config.tile_slots
     resident, chunks = _chunks(config, layer, passes)
     k_beats = 2 * layer.zero        # of a K tile
     program = []
@@ -88,27 +80,24 @@ def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
                 last = index == len(walks) - 1
                 prepare = list(_prepare(
                     config, activations + (p * layer.k_tiles + k) * beats,
-                    source + (p * layer.k_tiles * words if resident else 0), tiles,
-                    unsigned=p == 1, load=load and not (resident and number), first=first))
+                    p * layer.k_tiles * words if resident else 0, tiles,
+                    unsigned=p == 1, load=not (resident and number), first=first))
                 gather = Instruction.make(
                     "LMMA", first=index == 0, last=last, zero=layer.zero,
                     high=passes == 2 and p == 0, requant=layer.requant, planes=layer.planes,
                     tiles=tiles, columns=steps,
                     address=address + k * (k_beats + steps * layer.planes))
                 # The queues hold one instruction each: what starts first comes first.
-                split = 2 if load else 1
+                split = 2 if prepare[0].opcode is Opcode.LOAD else 1
                 program += prepare[:split]
                 program.append(gather)
                 if last:
                     program.append(Instruction.make(
-                        "STORE", target=target, relu=relu, columns=steps, address=results,
-                        local=sink))
+                        "STORE", target=target, relu=relu, columns=steps, address=results))
                 program += prepare[split:]
                 first = False
             if target == Target.ACCUMULATORS:
                 results += -(-steps * config.cells * 8 // config.beat_bytes)
-            elif target == Target.INT8:
-                results += -(-steps * config.cells // config.beat_bytes)
             else:
-                sink += steps * config.columns // config.builders
+                results += -(-steps * config.columns // config.load_bytes) * config.rows
     return program

@@ -21,6 +21,7 @@ from host.errors import (
 )
 from host.memory import Allocator
 from host.pack import pack
+from host.telemetry import counts
 
 __all__ = ["Device", "Layer"]
 
@@ -187,7 +188,7 @@ class Device:
                                f"{_REASONS.get(error, 'no reason given')}")
         if not self.engine.counters:
             return {}
-        return dict(zip(COUNTERS, self.read_register("COUNTERS")))
+        return dict(zip(COUNTERS, counts(self.read_register("COUNTERS"))))
 
     def _wait(self, timeout):
         wait = getattr(self.transport, "wait", None)
@@ -378,7 +379,7 @@ class Layer:
         M = len(xq)
         out = np.zeros((M, N), np.int64)
         planes = [xq] if passes == 1 else [xq >> 8, xq & 255]
-        group_in = passes * image.padded_k * engine.rows // engine.beat_bytes
+        group_in = passes * image.k_tiles * engine.tile_beats
         group_out = sum(result_beats(steps, engine) for _, steps in image.tiles)
         groups = -(-M // engine.rows)
         room = device.memory.largest() - 64
@@ -398,7 +399,7 @@ class Layer:
                 data = np.concatenate([
                     activations.arrange(p[t], image.positions, image.padded_k, engine)
                     for t in tokens for p in planes])
-                device.write_beats(base, data.reshape(-1, engine.beat_bytes))
+                device.write_beats(base, data)
                 addresses = [(base + g * group_in, results + g * group_out)
                              for g in range(count)]
                 counters = device.run(

@@ -232,8 +232,7 @@ class Endpoint(wiring.Component):
                 m.next = "RECEIVE"
 
             with m.State("CHECK"):
-                m.d.sync += [at.eq(-CRC.size), step.eq(0), status.eq(Status.OK),
-                             left.eq(header.count)]
+                m.d.sync += [at.eq(-CRC.size), status.eq(Status.OK), left.eq(header.count)]
                 m.d.comb += [crc_clear.eq(1), self.frame_good.eq(~bad), self.frame_bad.eq(bad)]
                 with m.If(bad):
                     m.d.sync += header.seq.eq(NAK_SEQ)

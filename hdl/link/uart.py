@@ -13,7 +13,7 @@ __all__ = ["UART"]
 
 FRACTION_BITS = 16
 SUBBITS = 8         # steps of a bit time; 3 Mbaud at 25 MHz leaves one clock for each
-TOLERANCE = 0.01    # of a baud rate: the line's 2 % leave the other half to the host
+TOLERANCE = 0.01    # of our baud rate
 
 
 class UART(wiring.Component):
@@ -21,7 +21,9 @@ class UART(wiring.Component):
 
     Bit times come from a phase accumulator, so that the mean rate is exact to 0.3 % at any clock
     of 25 to 250 MHz and any rate from 115200 to 3 Mbaud.  A received bit is the majority of three
-    samples, an eighth of a bit apart, around its middle; the phase starts anew at every start bit.
+    samples, an eighth of a bit apart, the last of them in its middle: a later one would leave no
+    time to meet the next start bit of a fast sender.  Every start bit begins the phase anew, so
+    that a sender's rate may be off by 3 %, at 8 clocks per bit too.
 
     Fallback: the line starts at ``bauds[0]``.  After `fallback_events` framing errors or bad
     frames it goes to the next rate, after the last to the first again; the first good frame pins
@@ -123,7 +125,7 @@ class UART(wiring.Component):
         m.d.comb += bit.eq((samples[0] & samples[1]) | (level & samples.any()))
         with m.If(eighth[0] != previous):
             m.d.sync += samples.eq(Cat(level, samples))
-            m.d.comb += decide.eq(eighth == SUBBITS // 2 + 1)
+            m.d.comb += decide.eq(eighth == SUBBITS // 2)
 
         byte = Signal(8)
         count = Signal(range(10))               # bits done: start, data, stop
@@ -131,7 +133,7 @@ class UART(wiring.Component):
         framing_error = Signal()
         with m.FSM(name="receiver"):
             with m.State("IDLE"):
-                # Two clocks pass from the edge until the first eighth can be seen.
+                # Two clocks pass, on average, from the edge until an eighth is seen.
                 m.d.sync += [phase.eq(increment << 1), count.eq(0)]
                 with m.If(~level):
                     m.next = "RECEIVE"
@@ -140,13 +142,15 @@ class UART(wiring.Component):
                     m.d.sync += count.eq(count + 1)
                     with m.If(count == 9):
                         m.d.comb += [received.eq(bit), framing_error.eq(~bit)]
-                        m.next = "RECOVER"
+                        m.next = "IDLE"
+                        with m.If(~bit):
+                            m.next = "RECOVER"
                     with m.Else():
                         m.d.sync += byte.eq(Cat(byte[1:], bit))
                     with m.If((count == 0) & bit):      # a glitch, no start bit
                         m.next = "IDLE"
             with m.State("RECOVER"):
-                # After a framing error the line may be low: no start bit before it was high.
+                # The line may be low after a framing error: no start bit before it was high.
                 with m.If(level):
                     m.next = "IDLE"
         self._queue(m, byte, received)

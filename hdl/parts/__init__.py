@@ -1,9 +1,12 @@
 """The few parts worth a vendor primitive, each behind one interface with a form per family."""
 
 from hdl.parts.adder import add, add_select
+from hdl.parts.byteram import ByteRAM
+from hdl.parts.counter import count_down, count_up
 from hdl.parts.delay import delay
 from hdl.parts.multiplier import Multiplier
 from hdl.parts.ram import BlockRAM
 from hdl.parts.table import TableRAM
 
-__all__ = ["BlockRAM", "Multiplier", "TableRAM", "add", "add_select", "delay"]
+__all__ = ["BlockRAM", "ByteRAM", "Multiplier", "TableRAM", "add", "add_select", "count_down",
+           "count_up", "delay"]

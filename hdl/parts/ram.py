@@ -8,7 +8,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-__all__ = ["BlockRAM"]
+__all__ = ["BlockRAM", "dp16kd"]
 
 
 class BlockRAM(wiring.Component):
@@ -81,34 +81,42 @@ class BlockRAM(wiring.Component):
 
     def _ecp5(self):
         m = Module()
-        lane = self._slice
-        low = {18: 4, 9: 3, 4: 2, 2: 1, 1: 0}[lane]   # address pins below the word address
-        for i in range(0, self.width, lane):
-            bits = min(lane, self.width - i)
-            data = Cat(self.write_data[i:i + bits], Const(0, 18 - bits))
-            out = Signal(18)
-            m.d.comb += self.read_data[i:i + bits].eq(out[:bits])
-            # In x18 mode the two lowest address pins are byte enables.
-            pad = Const(0b0011, low) if lane == 18 else Const(0, low)
-            a = Cat(pad, self.write_address, Const(0, 14))[:14]
-            b = Cat(Const(0, low), self.read_address, Const(0, 14))[:14]
-            m.submodules += Instance(
-                "DP16KD", p_DATA_WIDTH_A=lane, p_DATA_WIDTH_B=lane,
-                p_REGMODE_A="NOREG", p_REGMODE_B="OUTREG", p_RESETMODE="SYNC", p_GSR="DISABLED",
-                p_WRITEMODE_A="NORMAL", p_WRITEMODE_B="NORMAL",
-                p_CSDECODE_A="0b000", p_CSDECODE_B="0b000",
-                p_CLKAMUX="CLKA", p_CLKBMUX="CLKB", p_WEAMUX="WEA", p_WEBMUX="WEB",
-                p_CEAMUX="CEA", p_CEBMUX="CEB", p_OCEAMUX="OCEA", p_OCEBMUX="OCEB",
-                p_RSTAMUX="RSTA", p_RSTBMUX="RSTB",
-                i_CLKA=ClockSignal(), i_CLKB=ClockSignal(),
-                i_CEA=Const(1, 1), i_OCEA=Const(0, 1), i_CEB=Const(1, 1), i_OCEB=Const(1, 1),
-                i_RSTA=Const(0, 1), i_RSTB=Const(0, 1),
-                i_WEA=self.write_enable, i_WEB=Const(0, 1),
-                **{f"i_CSA{j}": Const(0, 1) for j in range(3)},
-                **{f"i_CSB{j}": Const(0, 1) for j in range(3)},
-                **{f"i_ADA{j}": a[j] for j in range(14)},
-                **{f"i_ADB{j}": b[j] for j in range(14)},
-                **{f"i_DIA{j}": data[j] for j in range(18)},
-                **{f"i_DIB{j}": Const(0, 1) for j in range(18)},
-                **{f"o_DOB{j}": out[j] for j in range(18)})
+        width = self._slice
+        for i in range(0, self.width, width):
+            bits = min(width, self.width - i)
+            out = dp16kd(m, write_width=width, read_width=width,
+                         write_address=self.write_address, read_address=self.read_address,
+                         write_data=self.write_data[i:i + bits], write_enable=self.write_enable)
+            m.d.comb += self.read_data[i:i + bits].eq(out)
         return m
+
+
+def dp16kd(m, *, write_width, read_width, write_address, read_address, write_data, write_enable):
+    """One ECP5 block RAM: port A (and B's data pins at 36 bits) writes, port B reads, registered.
+
+    Addresses count words of the port's own width.  The lowest address pins of ports of 18 and 36
+    bits are byte enables.
+    """
+    def address(value, width):
+        unused = {36: 5, 18: 4, 9: 3, 4: 2, 2: 1, 1: 0}[width]
+        enables = Const({36: 15, 18: 3}.get(width, 0), unused)
+        return Cat(enables, value, Const(0, 14))[:14]
+
+    a, b = address(write_address, write_width), address(read_address, read_width)
+    data = Cat(write_data, Const(0, 36))[:36]
+    out = Signal(18)
+    m.submodules += Instance(
+        "DP16KD", p_DATA_WIDTH_A=write_width, p_DATA_WIDTH_B=read_width,
+        p_REGMODE_A="NOREG", p_REGMODE_B="OUTREG", p_RESETMODE="SYNC", p_GSR="DISABLED",
+        p_WRITEMODE_A="NORMAL", p_WRITEMODE_B="NORMAL",
+        p_CSDECODE_A="0b000", p_CSDECODE_B="0b000", p_CLKAMUX="CLKA", p_CLKBMUX="CLKB",
+        i_CLKA=ClockSignal(), i_CLKB=ClockSignal(),
+        i_CEA=Const(1, 1), i_OCEA=Const(0, 1), i_CEB=Const(1, 1), i_OCEB=Const(1, 1),
+        i_RSTA=Const(0, 1), i_RSTB=Const(0, 1), i_WEA=write_enable, i_WEB=Const(0, 1),
+        **{f"i_CSA{j}": Const(0, 1) for j in range(3)},
+        **{f"i_CSB{j}": Const(0, 1) for j in range(3)},
+        **{f"i_ADA{j}": a[j] for j in range(14)}, **{f"i_ADB{j}": b[j] for j in range(14)},
+        **{f"i_DIA{j}": data[j] for j in range(18)},
+        **{f"i_DIB{j}": data[18 + j] for j in range(18)},
+        **{f"o_DOB{j}": out[j] for j in range(18)})
+    return out

@@ -329,7 +329,7 @@ _BLOCK = 128            # columns between two updates of all later columns; a mu
 _SWEEPS = 3             # coordinate descent gains little after the third
 _DAMPING = 0.01         # of the Hessian's mean diagonal, as in the GPTQ paper
 _SHRINKAGE = 0.1        # of the diagonal, times K / tokens; see damped_hessian
-_RATIOS = np.geomspace(0.1, 1, 20)      # of the full range, searched for up to 4 bits
+_RATIOS = np.geomspace(0.03, 1, 28)     # of the full range, searched for up to 4 bits
 
 
 class _Quantizer:

@@ -66,10 +66,12 @@ class TestRoundToNearest:
         W = normal(256, 512)
         assert error(W, quantize(W, scheme=scheme, bits=bits))**2 < limit
 
-    def test_range_search_on_long_heavy_tailed_rows(self):
-        """The best range is a tenth of the whole; 0.244 is what an exhaustive search reaches."""
-        W = np.random.default_rng(0).standard_t(4, (128, 4096))
-        assert error(W, quantize(W, bits=2, group_size=None))**2 < 0.26
+    @pytest.mark.parametrize("scheme, limit", [("symmetric", 0.243), ("asymmetric", 0.27)])
+    def test_range_search_on_long_rows_with_an_outlier(self, scheme, limit):
+        """200 ranges reach 0.2396 and 0.2667; only those from half the range on, 0.248 and 0.41."""
+        W = normal(64, 4096)
+        W[:, 0] *= 30
+        assert error(W, quantize(W, scheme=scheme, bits=2, group_size=None))**2 < limit
 
     @pytest.mark.parametrize("bits", [2, 3, 4])
     def test_range_search_is_never_worse_than_minmax(self, bits):

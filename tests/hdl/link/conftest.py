@@ -19,10 +19,29 @@ def simulate():
     return _simulate
 
 
-# Background testbenches await single ticks only: `until` and `repeat` warn when they are dropped.
-def _simulate(dut, sources, sinks, *, stalls=(0.0, 0.0), processes=(), cycles=200_000,
-              period=1e-6, seed=0):
-    """Run `dut` until every sink has its elements, and return them.
+@pytest.fixture(name="put")
+def _put():
+    return put
+
+
+# Testbenches await single triggers: `until` and `repeat` warn when they are dropped unfinished, and
+# waiting for an edge is faster than looking at every tick.
+
+async def put(ctx, stream, element):
+    """Send one element."""
+    ctx.set(stream.payload, element)
+    ctx.set(stream.valid, 1)
+    ready = 0
+    while not ready:
+        if not ctx.get(stream.ready):
+            await ctx.posedge(stream.ready)
+        _, _, ready = await ctx.tick().sample(stream.ready)
+    ctx.set(stream.valid, 0)
+
+
+def _simulate(dut, sources, sinks, *, stalls=(0.0, 0.0), processes=(), until=None,
+              cycles=200_000, period=1e-6, seed=0):
+    """Run `dut` until every sink has its elements and `until` returns; return the elements.
 
     Parameters
     ----------
@@ -33,6 +52,8 @@ def _simulate(dut, sources, sinks, *, stalls=(0.0, 0.0), processes=(), cycles=20
         Probability of a pause before an element, of sources and sinks.
     processes : list of coroutine functions
         Further testbenches, in the background.
+    until : coroutine function or None
+        A testbench in the foreground.
     cycles : int
         After that many the test fails.
 
@@ -48,12 +69,7 @@ def _simulate(dut, sources, sinks, *, stalls=(0.0, 0.0), processes=(), cycles=20
             for element in elements:
                 while rng.random() < idle:
                     await ctx.tick()
-                ctx.set(stream.payload, element)
-                ctx.set(stream.valid, 1)
-                ready = 0
-                while not ready:
-                    _, _, ready = await ctx.tick().sample(stream.ready)
-                ctx.set(stream.valid, 0)
+                await put(ctx, stream, element)
         return drive
 
     def sink(stream, number, counts, received, rng):
@@ -63,6 +79,8 @@ def _simulate(dut, sources, sinks, *, stalls=(0.0, 0.0), processes=(), cycles=20
             ready = stall == 0
             ctx.set(stream.ready, ready)
             while missing:
+                if not ctx.get(stream.valid) and offered is None:
+                    await ctx.posedge(stream.valid)
                 _, _, valid, payload = await ctx.tick().sample(stream.valid, stream.payload)
                 if offered is not None:     # the stream contract
                     assert valid, "valid fell before ready"
@@ -77,9 +95,8 @@ def _simulate(dut, sources, sinks, *, stalls=(0.0, 0.0), processes=(), cycles=20
                 ctx.set(stream.ready, ready)
         return drain
 
-    async def watch(ctx):
-        for _ in range(cycles):
-            await ctx.tick()
+    async def give_up(ctx):
+        await ctx.delay(cycles * period)
         raise AssertionError(f"after {cycles} cycles there are only {results}")
 
     sim = Simulator(dut)
@@ -92,7 +109,9 @@ def _simulate(dut, sources, sinks, *, stalls=(0.0, 0.0), processes=(), cycles=20
         results.append([])
         sim.add_testbench(sink(stream, number, counts, results[-1],
                                random.Random(f"sink {i} {seed}")))
-    for process in [watch, *processes]:
+    if until is not None:
+        sim.add_testbench(until)
+    for process in [give_up, *processes]:
         sim.add_testbench(process, background=True)
     sim.run()
     return results

@@ -31,14 +31,22 @@ class NoisyStream(ByteStream):
         self.name = inner.name
         self.baud = inner.baud
         self._random = random.Random(seed)
+        self._part = b""        # of a frame to the host
+        self._ready = b""       # damaged frames to the host
 
     def send(self, data):
         self.inner.send(self._damage(data, "to device"))
 
     def receive(self, max_bytes, timeout):
-        data = self.inner.receive(max_bytes, timeout)
-        damaged = self._damage(data, "to host")
-        return damaged if damaged or not data else self.receive(max_bytes, timeout)
+        deadline = self.time() + timeout
+        while not self._ready:
+            data = self.inner.receive(max_bytes, max(0, deadline - self.time()))
+            if not data:
+                break
+            whole, delimiter, self._part = (self._part + data).rpartition(b"\0")
+            self._ready += self._damage(whole + delimiter, "to host")
+        data, self._ready = self._ready[:max_bytes], self._ready[max_bytes:]
+        return data
 
     def close(self):
         self.inner.close()
