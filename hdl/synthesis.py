@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -22,11 +23,12 @@ from amaranth.lib.wiring import In, Out
 
 from hdl.errors import BuildError
 
-__all__ = ["Bench", "Result", "place_and_route", "tool", "tool_version"]
+__all__ = ["Bench", "Result", "detach_carries", "place_and_route", "tool", "tool_version"]
 
 SPEED = 6
 DEVICE = "85k"
 PACKAGE = "CABGA756"
+_FLOW = "4"    # changes when the steps below do
 
 
 def cache_root():
@@ -133,7 +135,7 @@ def synthesize(design, *, name="top", options=""):
         Directory with ``top.json`` and ``yosys.log``.
     """
     text = rtlil.convert(design, name=name, emit_src=False)
-    key = hashlib.sha256("\0".join((text, options, tool_version("yosys"))).encode()).hexdigest()
+    key = hashlib.sha256("\0".join((text, options, tool_version("yosys"), _FLOW)).encode()).hexdigest()
     home = cache_root() / "synth" / key[:20]
     if not (home / "top.json").exists():
         work = home.with_name(f"{home.name}.{os.getpid()}")
@@ -143,12 +145,41 @@ def synthesize(design, *, name="top", options=""):
         script = (f"read_rtlil top.il; hierarchy -top {name}; proc; flatten; memory_collect; "
                   f"synth_ecp5 {options} -top {name} -json top.json; stat")
         run([tool("yosys"), "-q", "-l", "yosys.log", "-p", script], work)
+        detach_carries(work / "top.json")
         home.parent.mkdir(parents=True, exist_ok=True)
         try:
             work.rename(home)
         except OSError:
             shutil.rmtree(work, ignore_errors=True)
     return home
+
+
+def detach_carries(path):
+    """Free the ends of the carry chains in a netlist for nextpnr.
+
+    Yosys ties every CCU2C input that is not connected to 0 and leaves a net at every COUT;
+    nextpnr then spends cells to feed the constant in and the dangling carry out.  A chain of
+    :mod:`hdl.parts.adder` makes its first carry itself (A = C, B = D = 0 at position 0), so that
+    its CIN does not matter; a COUT that nothing reads never does.
+    """
+    netlist = json.loads(path.read_text())
+    for module in netlist["modules"].values():
+        readers = Counter(
+            bit for cell in module["cells"].values()
+            for port, bits in cell["connections"].items()
+            if cell["port_directions"].get(port) == "input" for bit in bits)
+        readers.update(bit for port in module["ports"].values() if port["direction"] == "output"
+                       for bit in port["bits"])
+        for cell in module["cells"].values():
+            if cell["type"] != "CCU2C":
+                continue
+            pins = cell["connections"]
+            guarded = pins["A0"] == pins["C0"] and pins["B0"] == pins["D0"] == ["0"]
+            if guarded and pins.get("CIN") in (["0"], ["x"]):
+                pins["CIN"] = ["x"]
+            if not any(readers[bit] for bit in pins.get("COUT", ())):
+                pins["COUT"] = ["x"]
+    path.write_text(json.dumps(netlist))
 
 
 def place_and_route(design, *, seed=1, mhz=200, options=""):

@@ -65,9 +65,8 @@ class Endpoint(wiring.Component):
     A request is buffered whole, checked, executed word by word, and its response is built in the
     same memory: a status that turns out bad at the last word still comes first.
 
-    Back-pressure: no byte is taken from `i` between the end of a request and the last byte of
-    its response, but delimiters wait for nothing.  The bus must answer every request; the
-    endpoint waits for ever.
+    Back-pressure: hardly a byte is taken from `i` between the end of a request and the last byte
+    of its response.  The bus must answer every request; the endpoint waits for ever.
 
     Latency and resources: a byte of a request takes 11 cycles, a word another 23 (WRITE) or 51
     (READ) beside the bus's own, and a response leaves at a byte per 4 cycles: faster than a UART

@@ -69,8 +69,8 @@ class Client(Transport):
 
         (retries + 1) * (timeout + 10 * (request + response) / baud)
 
-    seconds, see `time_limit`: 2.0 s for the HELLO of a new connection with the defaults.  The
-    first frame that fails ends a longer transfer.
+    seconds, see `time_limit`: 2.0 s for the HELLO of a new connection with the defaults (a request
+    without a session sends HELLO first).  The first frame that fails ends a longer transfer.
 
     After a :class:`~host.errors.LinkError` the outcome of the failed request is unknown; the next
     request starts a new session (delimiters, flushed input, HELLO) by itself.
@@ -230,11 +230,9 @@ class Client(Transport):
             if attempt:
                 self.statistics.retries += 1
             self.statistics.frames += 1
-            # The delimiter in front of a repeat ends a frame that has lost its own.
-            line = b"\0" + frame if attempt else frame
-            self.statistics.bytes_sent += len(line)
+            self.statistics.bytes_sent += len(frame)
             deadline = self._stream.time() + seconds
-            self._stream.send(line)
+            self._stream.send(frame)
             status, data = self._response(seq, response_words, deadline)
             if status not in (None, Status.BAD_FRAME):
                 return status, data

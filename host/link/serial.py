@@ -1,13 +1,14 @@
 """The serial line, on pyserial."""
 
 from contextlib import contextmanager
+from urllib.parse import parse_qsl
 
 from hdl.protocol import BAUDS, FALLBACK_EVENTS
 from host.errors import ArgumentError, LinkError, LinkTimeout
 from host.link.client import Client
 from host.link.transport import ByteStream
 
-__all__ = ["SerialStream", "open_serial"]
+__all__ = ["SerialStream", "open_serial", "open_uart"]
 
 WRITE_SECONDS = 5.0     # for what the operating system buffers; a line that runs is faster
 PROBE_RETRIES = 3
@@ -116,3 +117,26 @@ def open_serial(port, baud=None, **options):
     tried = " and ".join(str(rate) for rate in bauds)
     kind = LinkTimeout if all(isinstance(f, LinkTimeout) for f in failures) else LinkError
     raise kind(f"no device answers on {port} at {tried} baud ({failures[-1]})") from failures[-1]
+
+
+def open_uart(url, **options):
+    """Connect to the device of a URL ``uart:PORT`` or ``uart:PORT?baud=N``.
+
+    Parameters
+    ----------
+    url : str
+    **options
+        Of `Client`.
+
+    Returns
+    -------
+    Client
+        See :func:`open_serial`, also for what it raises.
+    """
+    port, _, query = url.removeprefix("uart:").partition("?")
+    fields = dict(parse_qsl(query, keep_blank_values=True))
+    baud = fields.pop("baud", None)
+    if fields or not port or not (baud is None or baud.isdecimal()):
+        raise ArgumentError("the URL of a serial device is uart:PORT or uart:PORT?baud=N, not "
+                            f"{url!r}")
+    return open_serial(port, None if baud is None else int(baud), **options)

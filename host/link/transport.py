@@ -141,7 +141,7 @@ class ByteStream(ABC):
 
     def flush_input(self):
         """Drop what has arrived."""
-        while self.receive(FLUSH_BYTES, 0):
+        while len(self.receive(FLUSH_BYTES, 0)) == FLUSH_BYTES:
             pass
 
     def time(self):

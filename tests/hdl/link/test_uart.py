@@ -121,7 +121,7 @@ def test_glitches_are_outvoted(simulate):
             ctx.set(dut.rx, 0)
             await ctx.delay(0.1 / baud)
             ctx.set(dut.rx, 1)
-            await ctx.delay(3 / baud)
+            await ctx.delay(12 / baud)
         for byte in b"\x35\xca\x00\xff":
             for level in [0, *(byte >> i & 1 for i in range(8)), 1]:
                 for part, duration in ((level, 0.46), (1 - level, 0.08), (level, 0.46)):

@@ -11,7 +11,7 @@ import pytest
 
 from hdl.protocol import FALLBACK_EVENTS
 from host.errors import ArgumentError, LinkError, LinkTimeout
-from host.link import SerialStream, open_serial
+from host.link import SerialStream, open_serial, open_uart
 
 from .model import DeviceModel
 
@@ -108,3 +108,17 @@ def test_port_that_goes_away():
         stream.receive(10, 0.1)
     stream.close()
     stream.close()
+
+
+def test_url():
+    with Port(baud=115_200) as port:
+        with open_uart(f"uart:{port.name}?baud=115200") as client:
+            assert client.name == f"uart:{port.name}"
+        assert set(port.heard) == {115_200}
+
+
+@pytest.mark.parametrize("url", ["uart:", "uart:?baud=9600", "uart:x?baud=fast", "uart:x?baud=",
+                                 "uart:x?speed=9600"])
+def test_bad_url(url):
+    with pytest.raises(ArgumentError, match=r"uart:PORT\?baud=N, not"):
+        open_uart(url)

@@ -1,0 +1,127 @@
+"""What a board is, and the design that goes on it: clock, pins and a whole device."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from amaranth.hdl import Elaboratable, Module
+from amaranth.lib import io
+
+from boards.clock import Limits, solve
+from hdl.config import DeviceConfig, EngineConfig
+from hdl.top import Top
+
+__all__ = ["Board", "Design", "Size"]
+
+_CONSTRAINTS = Path(__file__).parents[1] / "constraints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """An engine and the memory beside it.
+
+    Attributes
+    ----------
+    engine : EngineConfig
+        Its `address_bits` follow from the memory.
+    memory_bytes : int
+        Block RAM for programs, weights, activations and results, sidebands not counted.
+    """
+
+    engine: EngineConfig
+    memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """A board: its FPGA, its clock and what fits.
+
+    Attributes
+    ----------
+    name, title : str
+    device : str
+        The FPGA as its vendor orders it: with package and speed grade.
+    platform : callable
+        Makes an Amaranth platform; a platform is good for one build.
+    family : str
+        Family of the FPGA, as in :class:`~hdl.config.EngineConfig`.
+    oscillator_hz, clock_hz : int
+        Input of the PLL, and the core clock unless a build asks for another.
+    pll : Limits
+    add_clock : callable
+        ``add_clock(m, oscillator, settings)`` adds the domain `sync`.
+    constraints : str
+        File in ``constraints/`` with what the platform does not carry.
+    available : mapping of str to int
+        Resources of the FPGA: look-up tables (``comb`` or ``lut``), ``ff``, ``bram``, ``dsp``.
+    sizes : mapping of str to Size
+        ``tiny``, ``default`` and ``max``.
+    """
+
+    name: str
+    title: str
+    device: str
+    platform: Callable
+    family: str
+    oscillator_hz: int
+    clock_hz: int
+    pll: Limits
+    add_clock: Callable
+    constraints: str
+    available: Mapping[str, int]
+    sizes: Mapping[str, Size]
+
+    @property
+    def constraints_text(self):
+        """Content of the constraint file."""
+        return (_CONSTRAINTS / self.constraints).read_text()
+
+    def config(self, size="default", *, clock_hz=None, memory_bytes=None, **changes):
+        """The device of a size, with some of the engine's fields changed.
+
+        Parameters
+        ----------
+        size : str
+        clock_hz, memory_bytes : int, optional
+        **changes
+            Fields of :class:`~hdl.config.EngineConfig`.
+
+        Returns
+        -------
+        DeviceConfig
+        """
+        chosen = self.sizes[size]
+        engine = chosen.engine.replace(**changes)
+        beats = (memory_bytes or chosen.memory_bytes) // engine.beat_bytes
+        engine = engine.replace(address_bits=max(8, (beats - 1).bit_length()))
+        return DeviceConfig(engine=engine, memory="onchip", memory_beats=beats, link="uart",
+                            clock_hz=clock_hz or self.clock_hz)
+
+    def clock(self, clock_hz):
+        """Settings of the PLL for a core clock."""
+        return solve(self.pll, self.oscillator_hz, clock_hz)
+
+
+class Design(Elaboratable):
+    """A device on a board: its UART on the board's, an LED that is on while a program runs."""
+
+    def __init__(self, board, config):
+        self.board = board
+        self.config = config
+
+    def elaborate(self, platform):
+        m = Module()
+
+        def pin(name, direction, port):
+            m.submodules[name] = buffer = io.Buffer(direction, port)
+            return buffer
+
+        oscillator = pin("oscillator", "i", platform.request(platform.default_clk, dir="-"))
+        self.board.add_clock(m, oscillator.i, self.board.clock(self.config.clock_hz))
+        uart = platform.request("uart", dir="-")
+        led = platform.request("led", dir="-")
+        m.submodules.device = device = Top(self.config)
+        m.d.comb += [
+            device.rx.eq(pin("rx", "i", uart.rx).i), pin("tx", "o", uart.tx).o.eq(device.tx),
+            pin("led", "o", led).o.eq(device.running)]
+        return m

@@ -1,0 +1,27 @@
+"""Radiona ULX3S with an LFE5U-85F: open tools all the way to the bitstream."""
+
+from amaranth_boards.ulx3s import ULX3S_85F_Platform
+
+from boards.board import Board, Size
+from boards.clock import ECP5, add_ecp5_clock
+from hdl.config import EngineConfig
+
+__all__ = ["ULX3S"]
+
+ULX3S = Board(
+    name="ulx3s", title="Radiona ULX3S (85F)", device="LFE5U-85F-6BG381C",
+    platform=ULX3S_85F_Platform, family="ecp5",
+    oscillator_hz=25_000_000, clock_hz=50_000_000, pll=ECP5, add_clock=add_ecp5_clock,
+    constraints="ulx3s.lpf",
+    available={"comb": 83640, "ff": 83640, "bram": 208, "dsp": 156},
+    sizes={
+        "tiny": Size(
+            engine=EngineConfig(family="ecp5", lanes=32, scale_points=1, builders=2,
+                                activation_bits=8, zero_points=False, epilogue=False,
+                                n_tile=64, activation_bytes=1024),
+            memory_bytes=16 * 1024),
+        "default": Size(engine=EngineConfig(family="ecp5", lanes=64, rows=2),
+                        memory_bytes=192 * 1024),
+        "max": Size(engine=EngineConfig(family="ecp5", lanes=256, rows=4),
+                    memory_bytes=256 * 1024),
+    })
