@@ -131,7 +131,7 @@ def add_ecp5_clock(m, oscillator, settings):
 def add_xilinx7_clock(m, oscillator, settings):
     """Make `sync` from an oscillator with a PLLE2 and a gated global buffer."""
     _add_domains(m)
-    feedback, output, locked, run = (Signal(name=n) for n in ("feedback", "output", "locked", "run"))
+    feedback, output, locked, run = Signal(), Signal(), Signal(), Signal()
     m.submodules.pll = Instance(
         "PLLE2_BASE", p_CLKIN1_PERIOD=1e9 / settings.input_hz, p_STARTUP_WAIT="FALSE",
         p_DIVCLK_DIVIDE=settings.input_divider, p_CLKFBOUT_MULT=settings.multiplier,

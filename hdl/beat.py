@@ -67,9 +67,9 @@ def read_response(config):
 
 
 def write_request(config):
-    """Payload of a write: one beat with an enable per byte."""
-    return data.StructLayout({
-        "address": config.address_bits, "data": config.code_bits, "mask": config.beat_bytes})
+    """Payload of a write: an enable per 32-bit word of the beat; the data repeats along it."""
+    return data.StructLayout({"address": config.address_bits, "data": config.write_bits,
+                              "mask": config.beat_bytes // 4})
 
 
 def side_words(config):

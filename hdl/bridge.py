@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from hdl.beat import Client, MemorySignature, side_words
 from hdl.link.endpoint import BusRequest, BusResponse
 from hdl.protocol import Status as BusStatus
-from hdl.registers import COUNTERS, REGISTERS, Error, Space, Status
+from hdl.registers import COUNTER_BITS, COUNTERS, REGISTERS, Error, Space, Status
 
 __all__ = ["Bridge"]
 
@@ -131,17 +131,25 @@ class Bridge(wiring.Component):
         m.d.comb += busy.eq(self.o.valid | reading | turning)
         m.d.sync += [self.start.eq(0), self.reset.eq(0)]
         # The counters are one ring of bits; `at_front` is the number of the one that comes next.
+        # The ring moves a cycle after the strobe, so that each bit takes two cycles.
         counters = REGISTERS["COUNTERS"].offset >> 2
-        wanted = Signal(range(len(COUNTERS)))
+        wanted = Signal(range(2 * len(COUNTERS)))
         at_front = Signal(range(len(COUNTERS)))
-        bit = Signal(5)
-        m.d.comb += self.counter_shift.eq(turning)
-        with m.If(turning):
-            m.d.sync += [bit.eq(bit + 1), self.o.p.data.eq(Cat(self.o.p.data[1:],
-                                                               self.counter_bit))]
-            with m.If(bit == 31):
-                m.d.sync += at_front.eq(Mux(at_front == len(COUNTERS) - 1, 0, at_front + 1))
-                with m.If(at_front == wanted):
+        bit = Signal(range(COUNTER_BITS))
+        moving = Signal()
+        found = Signal()
+        m.d.comb += [found.eq(at_front == wanted[1:]), self.counter_shift.eq(turning & ~moving)]
+        m.d.sync += moving.eq(self.counter_shift)
+        with m.If(self.counter_shift):
+            high = bit >= 32
+            with m.If(high == wanted[0]):
+                m.d.sync += self.o.p.data.eq(
+                    Cat(self.o.p.data[1:], self.counter_bit))
+            m.d.sync += bit.eq(bit + 1)
+            with m.If(bit == COUNTER_BITS - 1):
+                m.d.sync += [bit.eq(0), at_front.eq(Mux(at_front == len(COUNTERS) - 1, 0,
+                                                        at_front + 1))]
+                with m.If(found):
                     m.d.sync += [turning.eq(0), self.o.valid.eq(1)]
         with m.If(self.start | self.reset):
             m.d.sync += at_front.eq(0)
@@ -166,7 +174,7 @@ class Bridge(wiring.Component):
                         with m.Case(offset >> 2):
                             m.d.sync += answer(value)
                     if self.config.engine.counters:
-                        with m.Case(*(counters + i for i in range(len(COUNTERS)))):
+                        with m.Case(*(counters + i for i in range(2 * len(COUNTERS)))):
                             m.d.sync += answer(0)
                             with m.If(~self.running):
                                 m.d.sync += [turning.eq(1), self.o.valid.eq(0),
@@ -185,10 +193,9 @@ class Bridge(wiring.Component):
                 with m.If((space == Space.MEMORY) & ~self.engine.write.valid & self.memory.room):
                     m.d.comb += [
                         self.i.ready.eq(1), write.valid.eq(1), write.payload.address.eq(memory_beat),
-                        write.payload.data.eq(self.i.p.data.replicate(engine.beat_bytes // 4)),
+                        write.payload.data.eq(self.i.p.data.replicate(engine.write_bits // 32)),
                         write.payload.mask.eq(
-                            Const(15, engine.beat_bytes)
-                            << Cat(Const(0, 2), address[2:beat_bits]))]
+                            Const(1, engine.beat_bytes // 4) << address[2:beat_bits])]
                     m.d.sync += answer(0)
                 with m.If(space == Space.SIDEBAND):
                     m.d.comb += [

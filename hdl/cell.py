@@ -76,6 +76,8 @@ class Cell(wiring.Component):
         Forget the sums of the activations (before cycle ``zero``); take the group sums as such.
     column_valid, column_first : In(1)
         At cycle ``column``: shift in a plane; it is the column's first.
+    bias : In(signed(column_bits))
+        Added to the first plane, at cycle ``column``.
     address : In
         Accumulator of the column, one cycle before its read.
     overwrite : In(1)
@@ -99,7 +101,7 @@ class Cell(wiring.Component):
             "group": In(len(self.groups)), "entry": In(max(config.chunks) - 1), "write_bank": In(1),
             "scales": In(data.ArrayLayout(SCALE_BITS, points)), "zero_signs": In(points),
             "sum_clear": In(1), "sum_capture": In(1),
-            "column_valid": In(1), "column_first": In(1),
+            "column_valid": In(1), "column_first": In(1), "bias": In(signed(config.column_bits)),
             "address": In(address), "overwrite": In(1), "high": In(1), "write": In(1),
             "write_address": In(address),
             "result": Out(signed(config.accumulator_bits)),
@@ -180,7 +182,7 @@ class Cell(wiring.Component):
 
         # Planes come most significant first: double and add.
         column = Signal(signed(config.column_bits), reset_less=True)
-        shifted = add_select(m, scaled, column << 1, 0, self.column_first,
+        shifted = add_select(m, scaled, column << 1, self.bias, self.column_first,
                              width=config.column_bits, family=family)
         with m.If(self.column_valid):
             m.d.sync += column.eq(shifted)

@@ -58,7 +58,7 @@ class EngineConfig:
         Group sums per cell and cycle.  A scale group of ``4 * lanes / scale_points`` weights or
         more runs at full rate; smaller ones at a reduced rate.
     builders : int
-        Table builders per row; each fills one lane at a time: 1, 2, 4 or 8.
+        Table builders per row; each fills one lane at a time: 2, 4 or 8.
     block_ram_blocks : int
         How many of the ``lanes / 8`` blocks keep their tables in block RAM, as chunks of v = 8.
     activation_bits : int
@@ -106,7 +106,7 @@ class EngineConfig:
         legal("rows", (1, 2, 4, 8, 16))
         legal("columns", (1, 2, 4))
         legal("scale_points", tuple(2**i for i in range(self.blocks.bit_length())))
-        legal("builders", (1, 2, 4, 8))
+        legal("builders", (2, 4, 8))
         legal("block_ram_blocks", tuple(range(self.blocks + 1)))
         legal("activation_bits", (8, 16))
         legal("n_tile", tuple(2**i for i in range(4, 15)))
@@ -238,6 +238,11 @@ class EngineConfig:
     def results_per_beat(self):
         """64-bit results in a beat."""
         return self.code_bits // 64
+
+    @property
+    def write_bits(self):
+        """Data width of the engine's writes: the results of a column step, at most a beat."""
+        return 64 * min(self.cells, self.results_per_beat)
 
     @property
     def lane_groups(self):

@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from hdl.beat import Client, read_request
 from hdl.config import MIN_COLUMNS
 from hdl.isa import FIELDS, INSTRUCTION_BITS, Opcode
+from hdl.parts import count_down, delay
 from hdl.registers import Error
 
 __all__ = ["Control", "fields_of"]
@@ -119,7 +120,7 @@ class Control(wiring.Component):
         waiting = Signal()      # asked for an instruction
         word = Signal(INSTRUCTION_BITS)
         full = Signal()         # `word` holds an instruction
-        checked = Signal()      # and its checks are registered
+        checks = Signal(2)      # cycles of checks that are done
         m.d.comb += [
             self.o_request.valid.eq(self.running & ~waiting & ~full),
             self.o_request.p.address.eq(address),
@@ -129,20 +130,23 @@ class Control(wiring.Component):
         with m.If(self.o_request.valid & self.o_request.ready):
             m.d.sync += [waiting.eq(1), address.eq(address + 1)]
         with m.If(self.i_beat.valid & waiting):
-            m.d.sync += [waiting.eq(0), word.eq(self.i_beat.payload), full.eq(1), checked.eq(0)]
+            m.d.sync += [waiting.eq(0), word.eq(self.i_beat.payload), full.eq(1), checks.eq(0)]
         with m.If(full):
-            m.d.sync += checked.eq(1)
+            m.d.sync += checks.eq(Cat(1, checks))
 
+        # Two cycles of checks, from registers to registers.
         excess = Signal()
-        m.d.comb += excess.eq(Cat(word[b] for b in self._unused()).any())
         known = Signal()
         legal = Signal()
-        with m.Switch(word[:4]):
-            for opcode in Opcode:
-                with m.Case(opcode):
-                    m.d.sync += [known.eq(1), legal.eq(self._legal(opcode, word) & ~excess)]
-            with m.Default():
-                m.d.sync += known.eq(0)
+        m.d.sync += excess.eq(Cat(word[b] for b in self._unused()).any())
+        is_op, fits = {}, []
+        for opcode in Opcode:
+            is_op[opcode] = Signal(name=f"is_{opcode.name.lower()}")
+            fit = Signal(name=f"fits_{opcode.name.lower()}")
+            m.d.sync += [is_op[opcode].eq(word[:4] == opcode), fit.eq(self._legal(opcode, word))]
+            fits.append(is_op[opcode] & fit)
+        m.d.sync += [known.eq(Cat(*is_op.values()).any()),
+                     legal.eq(Cat(*fits).any() & ~excess)]
 
         # One pending instruction per stage; the payload is shared, the valids are not.
         taken = Signal()
@@ -158,46 +162,49 @@ class Control(wiring.Component):
             with m.If(port.valid & port.ready):
                 m.d.sync += port.valid.eq(0)
         m.d.comb += pending.eq(Cat(getattr(self, n).valid for n in self.STREAMS.values()).any())
+        # `stages_busy` is registered on its way: a stage that has just taken an instruction shows
+        # it two cycles later.
+        recent = delay(m, pending, 1, name="pending", resettable=True)
+        older = delay(m, recent, 1, name="pending_before", resettable=True)
         quiet = Signal()
-        m.d.comb += quiet.eq(~pending & ~self.stages_busy)
+        m.d.sync += quiet.eq(~(pending | recent | older | self.stages_busy))
 
         def fail(code):
             return [self.running.eq(0), self.failed.eq(1), self.error.eq(code)]
 
-        with m.If(self.running & full & checked):
+        with m.If(self.running & full & checks[1]):
             with m.If(~known):
                 m.d.sync += fail(Error.BAD_OPCODE)
             with m.Elif(~legal):
                 m.d.sync += fail(Error.BAD_FIELD)
-            with m.Else(), m.Switch(word[:4]):
-                with m.Case(Opcode.HALT):
-                    with m.If(quiet):
-                        m.d.sync += [self.running.eq(0), self.done.eq(1)]
-                        m.d.comb += taken.eq(1)
-                with m.Case(Opcode.FENCE):
-                    m.d.comb += taken.eq(quiet)
+            with m.Elif(is_op[Opcode.HALT]):
+                with m.If(quiet & ~pending):
+                    m.d.sync += [self.running.eq(0), self.done.eq(1)]
+                    m.d.comb += taken.eq(1)
+            with m.Elif(is_op[Opcode.FENCE]):
+                m.d.comb += taken.eq(quiet & ~pending)
+            with m.Else():
                 # LOAD and BUILD share a stage: one at a time, so that they stay in order.
                 prepare_free = ~self.o_load.valid & ~self.o_build.valid
                 for opcode, name in self.STREAMS.items():
                     port = getattr(self, name)
-                    with m.Case(opcode):
-                        room = prepare_free if opcode in (Opcode.LOAD, Opcode.BUILD) else \
-                            ~port.valid
-                        with m.If(room):
-                            m.d.sync += port.valid.eq(1)
-                            m.d.comb += taken.eq(1)
+                    room = prepare_free if opcode in (Opcode.LOAD, Opcode.BUILD) else ~port.valid
+                    with m.If(is_op[opcode] & room):
+                        m.d.sync += port.valid.eq(1)
+                        m.d.comb += taken.eq(1)
         with m.If(taken):
             m.d.sync += full.eq(0)
         m.d.comb += self.issued.eq(taken)
 
         # Nothing moves, nothing is owed, and there is work: nothing ever will.
-        quiet_for = Signal(range(QUIET_CYCLES + 1))
-        with m.If(~self.running | self.progress | taken | waiting | self.o_request.valid):
-            m.d.sync += quiet_for.eq(0)
-        with m.Elif(quiet_for == QUIET_CYCLES):
+        moves = Signal()
+        hung = Signal()
+        m.d.sync += moves.eq(~self.running | self.progress | taken | waiting
+                             | self.o_request.valid)
+        m.d.comb += hung.eq(count_down(m, 7, load=moves, value=QUIET_CYCLES, step=~moves & ~hung,
+                                       family=self.config.family, name="quiet_for"))
+        with m.If(hung & ~moves & self.running):
             m.d.sync += fail(Error.DEADLOCK)
-        with m.Else():
-            m.d.sync += quiet_for.eq(quiet_for + 1)
         with m.If(self.running & self.memory_fault):
             m.d.sync += fail(Error.BAD_ADDRESS)
 

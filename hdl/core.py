@@ -12,7 +12,8 @@ from hdl.cell import Cell, Timing
 from hdl.control import Control
 from hdl.isa import INSTRUCTION_BITS
 from hdl.layout import PARAMETER_BITS
-from hdl.parts import add, delay
+from hdl.parts import add, count_down, delay
+from hdl.parameters import ParameterQueue
 from hdl.prepare import Prepare
 from hdl.registers import COUNTERS, Error
 from hdl.requests import GatherRequests
@@ -21,6 +22,8 @@ from hdl.telemetry import Telemetry
 
 __all__ = ["Core"]
 
+DRAIN_BITS = 6
+"""More than log2 of the cycles from the stream register to the last write."""
 OWED_BITS = 12
 """The memory keeps fewer than 2**12 beats under way."""
 
@@ -142,10 +145,11 @@ class Core(wiring.Component):
             return delay(m, value, cycle, name=name)
 
         strobes = Signal(data.StructLayout({
-            "codes": 1, "column": 1, "clear": 1, "capture": 1, "end": 1, "parameters": 1}))
+            "codes": 1, "first": 1, "column": 1, "clear": 1, "capture": 1, "end": 1, "parameters": 1}))
         is_codes = what.kind == Kind.CODES
         m.d.comb += [
             strobes.codes.eq(valid & is_codes),
+            strobes.first.eq(valid & is_codes & what.first_plane),
             strobes.column.eq(valid & is_codes & what.last_plane),
             strobes.clear.eq(valid & what.pass_start),
             strobes.capture.eq(valid & (what.kind == Kind.SUM)),
@@ -172,6 +176,21 @@ class Core(wiring.Component):
         write_address = delay(m, address, timing.result - timing.address - 1, name="address")
 
         scales = at(timing.zero, side, "side")
+        biases = [0] * config.columns
+        if config.epilogue:
+            # Parameters wait here for their column; the biases join its first plane.
+            m.submodules.parameters = queue = ParameterQueue(config)
+            early = timing.column - queue.LATENCY
+            m.d.comb += [
+                queue.write.eq(strobes.parameters), queue.restart.eq(store.sink_ready),
+                *(queue.data[c].eq(codes[c * config.tile_k:][:PARAMETER_BITS])
+                  for c in range(config.columns)),
+                queue.read.eq(trail[early].first & kinds[early].last & store.int8),
+                queue.capture.eq(trail[timing.column].column)]
+            biases = [queue.bias[c] for c in range(config.columns)]
+            m.d.comb += [store.multipliers[c].eq(queue.multiplier[c])
+                         for c in range(config.columns)]
+            m.d.comb += [store.shifts[c].eq(queue.shift[c]) for c in range(config.columns)]
         results = []
         for c in range(config.columns):
             for r in range(config.rows):
@@ -189,6 +208,7 @@ class Core(wiring.Component):
                     cell.sum_capture.eq(trail[timing.zero].capture),
                     cell.column_valid.eq(trail[timing.column].codes),
                     cell.column_first.eq(kinds[timing.column].first_plane),
+                    cell.bias.eq(biases[c]),
                     cell.address.eq(address),
                     cell.overwrite.eq(kinds[timing.column].first),
                     cell.high.eq(kinds[timing.column + 1].high),
@@ -196,32 +216,31 @@ class Core(wiring.Component):
                     cell.write_address.eq(write_address),
                 ]
                 results.append(cell.result)
-        ends, soon = trail[timing.result], trail[timing.result - 2]
+        ends = trail[timing.result]
         m.d.comb += [
             store.results[i].eq(r) for i, r in enumerate(results)]
         m.d.comb += [
             store.result_valid.eq(ends.column & kinds[timing.result].last),
-            store.result_soon.eq(soon.column & kinds[timing.result - 2].last),
-            store.parameters_valid.eq(strobes.parameters),
-            *(store.parameters[c].eq(codes[c * config.tile_k:][:PARAMETER_BITS])
-              for c in range(config.columns)),
         ]
 
         # Who moves, who waits.
+        # A beat is in the array for a fixed time: count down from the last one.
         in_flight = Signal()
-        m.d.comb += in_flight.eq(Cat(t.as_value().any() for t in trail).any())
+        drained = count_down(m, DRAIN_BITS, load=gather_take, value=2**DRAIN_BITS - 1,
+                             step=in_flight, family=config.family, name="draining")
+        m.d.comb += in_flight.eq(~drained)
         owed = Signal(OWED_BITS)       # beats asked for and not yet taken
         asked = self.o_request.valid & self.o_request.ready
         took = self.i_response.valid & self.i_response.ready
         with m.If(asked != took):
             m.d.sync += owed.eq(add(m, owed, 0, nb=took, cin=asked, width=OWED_BITS,
                                     family=config.family))
-        m.d.comb += [
+        owing = Signal()
+        m.d.sync += [
+            owing.eq((owed != 0) | in_flight | ~self.write_idle | self.o_request.valid),
             control.stages_busy.eq(prepare.busy | prepare.wait_table | prepare.wait_memory
-                                   | requests.busy | in_flight | (owed != 0) | store.busy
-                                   | ~self.write_idle),
-            control.progress.eq((owed != 0) | self.o_request.valid | prepare.busy | in_flight
-                                | ~self.write_idle),
+                                   | requests.busy | store.busy | owing),
+            control.progress.eq(prepare.busy | owing),
         ]
 
         if config.counters:

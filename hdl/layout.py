@@ -5,12 +5,16 @@ Light by design: plain Python integers and lists.
 
 from hdl.config import BLOCK, SCALE_BITS
 
-__all__ = ["PARAMETER_FIELDS", "PARAMETER_BITS", "activation_order", "lane_positions",
+__all__ = ["PARAMETER_FIELDS", "COARSE_BASE", "COARSE_STEP", "FINE_SHIFT", "PARAMETER_BITS",
+           "activation_order", "lane_positions",
            "side_fields"]
 
-PARAMETER_FIELDS = {"bias": (0, 56), "multiplier": (56, 16), "shift": (72, 6)}
-"""(offset, width) of the re-quantisation parameters of one output column, 80 bits a column."""
-PARAMETER_BITS = 80
+PARAMETER_FIELDS = {"bias": (0, 48), "multiplier": (48, 16), "shift": (64, 3)}
+"""(offset, width) of the re-quantisation parameters of one output column."""
+PARAMETER_BITS = 72
+COARSE_BASE, COARSE_STEP, FINE_SHIFT = 8, 4, 22
+"""``y = clip(rint((acc >> (COARSE_BASE + COARSE_STEP * shift)) * multiplier / 2**FINE_SHIFT))``;
+the bias is added to a column's first plane, so it counts 2**(planes - 1) times."""
 
 
 def lane_positions(config):

@@ -131,7 +131,7 @@ class Prepare(wiring.Component):
         programs = {v: step_program(v) for v in set(config.chunks)}
         count = Signal(range(max(len(p) for p in programs.values())))
         groups = config.lane_groups
-        ring = Signal(len(groups), init=1)      # one-hot: lane group being built
+        ring = Signal(len(groups))              # one-hot: lane group being built
         position = Signal(range(max(config.chunks)))
         base = Signal(slot_bits)
         what = Signal(data.StructLayout({
@@ -149,17 +149,17 @@ class Prepare(wiring.Component):
                             what.entry.eq(s.entry), group_end.eq(c == len(program) - 1)]
         m.d.comb += [
             what.write.eq(running), what.last.eq(tile_end), what.unsigned.eq(unsigned),
-            tile_end.eq(running & group_end & ring[-1]),
+            tile_end.eq(group_end & ring[-1]),
             read_address.eq(Cat(position[:2], base | position[2:]))]
         advance = Mux(wide, 2, 1)
         with m.If(running):
             m.d.sync += count.eq(Mux(group_end, 0, count + 1))
             with m.If(group_end):
-                m.d.sync += [ring.eq(ring.rotate_left(1)), base.eq(base + advance)]
+                m.d.sync += [ring.eq(ring << 1), base.eq(base + advance)]
             with m.If(tile_end):
                 m.d.sync += [running.eq(0), building.eq(~last_tile)]
         with m.If(start):
-            m.d.sync += running.eq(1)
+            m.d.sync += [running.eq(1), ring.eq(1)]
         with m.If(build_start):
             m.d.sync += [building.eq(1), base.eq(build.local), unsigned.eq(build.unsigned)]
 
@@ -172,8 +172,8 @@ class Prepare(wiring.Component):
                 builder.restart.eq(here.restart), builder.double.eq(here.double),
                 builder.negate.eq(here.negate), self.entries[r].eq(builder.entries)]
         there = delay(m, here, SignedSumBuilder.LATENCY, name="write", resettable=True)
-        where = delay(m, ring & running.replicate(len(groups)),
-                      ByteRAM.LATENCY + SignedSumBuilder.LATENCY, name="ring", resettable=True)
+        where = delay(m, ring, ByteRAM.LATENCY + SignedSumBuilder.LATENCY, name="ring",
+                      resettable=True)
         # `bank` changes after the last write of a tile; the next tile's first comes later.
         m.d.comb += [self.group.eq(where), self.entry.eq(there.entry), self.bank.eq(bank),
                      self.table_ready.eq(there.last)]

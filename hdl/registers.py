@@ -6,7 +6,7 @@ Every address is a byte address of 64 bits; a word has 32 bits.  Bits 63..62 cho
 from dataclasses import dataclass
 from enum import IntEnum
 
-__all__ = ["COUNTERS", "COUNTER_TAPS", "REGISTERS", "Error", "Register", "Space", "Status", "base_of"]
+__all__ = ["COUNTERS", "COUNTER_BITS", "COUNTER_TAPS", "REGISTERS", "Error", "Register", "Space", "Status", "base_of"]
 
 MAGIC = 0x4C555452  # "LUTR"
 
@@ -61,9 +61,11 @@ COUNTERS = (
 )
 """Names of the cycle counters, in register order."""
 
-COUNTER_TAPS = (0, 1, 2, 22)
-"""A counter register holds 32 consecutive terms of s[n+32] = s[n+22] + s[n+2] + s[n+1] + s[n] over
-GF(2), lowest first; it starts as 1 and moves by one term per event."""
+COUNTER_BITS = 36
+COUNTER_TAPS = (0, 11)
+"""A counter register holds 36 consecutive terms of s[n+36] = s[n+11] + s[n] over GF(2), lowest
+first; it starts as 1 and moves by one term per event.  x**36 + x**11 + 1 is primitive: a counter
+wraps after 2**36 - 1 events.  Two registers show one counter, low word first."""
 
 REGISTERS = {r.name: r for r in (
     Register("MAGIC", 0x00, "r", "0x4C555452, the letters LUTR"),
@@ -84,6 +86,7 @@ REGISTERS = {r.name: r for r in (
     Register("ERROR", 0x28, "r", "why the last program failed (see Error)"),
     Register("PROGRAM", 0x2C, "rw", "address of the first instruction, in beats"),
     Register("COUNTERS", 0x40, "r", "cycle counters of the last program, in the order "
-                                   "of COUNTERS, as states of a shift register (see COUNTER_TAPS); "
-                                   "0 while a program runs", len(COUNTERS)),
+                                   "of COUNTERS, two words each: states of a shift register "
+                                   "(see COUNTER_TAPS); 0 while a program runs",
+             2 * len(COUNTERS)),
 )}

@@ -22,7 +22,7 @@ class GatherRequests(wiring.Component):
 
     The first beat of a K tile waits for a ready table bank; of the last K tile also for the store
     stage.  Nothing else makes it wait but `o.ready`.  An instruction takes two cycles more than
-    its requests.
+    its requests, and each K tile one.
 
     Parameters
     ----------
@@ -63,16 +63,17 @@ class GatherRequests(wiring.Component):
         with m.If(accept):
             m.d.sync += job.eq(self.i.p)
 
-        # What the next request is: a beat of sums, a plane, or a column's parameters.
+        # What the next request is, one-hot: a beat of sums, a plane, or a column's parameters.
         inside = Signal()       # a K tile has begun
-        sums = Signal(2)        # one-hot: beats left that sum the activations
+        sums = Signal(2)        # beats left that sum the activations
+        codes = Signal()
         parameters = Signal()
         first_plane = Signal()
         first_tile = Signal()
         bank = Signal()
-        step = Signal()         # the request leaves
-        codes = Signal()
+        finishes = Signal()     # this K tile finishes the accumulators
         has_parameters = Signal()
+        step = Signal()         # the request leaves
         ends_column = Signal()
         ends_tile = Signal()
         plane_step = Signal()
@@ -86,11 +87,10 @@ class GatherRequests(wiring.Component):
                                family=family, name="tile")
         address = Signal(self.config.address_bits)
         count_up(m, address, load=prime, value=job.address, step=step, family=family)
-        finishes = Signal()     # this K tile finishes the accumulators
+        new_tile = prime | tile_step
+        m.d.sync += [finishes.eq(job.last & last_tile),
+                     has_parameters.eq(job.requant & job.last & last_tile)]
         m.d.comb += [
-            codes.eq(~sums.any() & ~parameters),
-            finishes.eq(job.last & last_tile),
-            has_parameters.eq(job.requant & finishes),
             ends_column.eq(parameters | (codes & last_plane & ~has_parameters)),
             ends_tile.eq(ends_column & last_column),
             plane_step.eq(step & codes),
@@ -100,12 +100,13 @@ class GatherRequests(wiring.Component):
 
         banks = Signal(2)       # ready table banks
         sink = Signal()         # the store stage is ready
-        may_start = Signal()
+        may_start = Signal()    # looks at a new K tile a cycle after it became the current one
         free = Signal()
+        sink_missing = job.last & last_tile & ~sink
+        m.d.sync += may_start.eq((banks != 0) & ~sink_missing & ~new_tile)
         m.d.comb += [
-            may_start.eq((banks != 0) & (sink | ~finishes)),
             self.wait_table.eq(active & ~inside & (banks == 0)),
-            self.wait_sink.eq(active & ~inside & (banks != 0) & ~may_start),
+            self.wait_sink.eq(active & ~inside & (banks != 0) & sink_missing),
             free.eq(~self.o.valid | self.o.ready),
             step.eq(active & free & (inside | may_start)),
         ]
@@ -117,14 +118,16 @@ class GatherRequests(wiring.Component):
         with m.If(step):
             m.d.sync += [
                 inside.eq(~ends_tile), sums.eq(sums >> 1),
+                codes.eq(sums[0] | parameters | (codes & (~last_plane | ~has_parameters))),
                 parameters.eq(codes & last_plane & has_parameters),
             ]
         with m.If(plane_step):
             m.d.sync += first_plane.eq(0)
         with m.If(prime | column_step):
             m.d.sync += first_plane.eq(1)
-        with m.If(prime | tile_step):
-            m.d.sync += [sums.eq(Mux(job.zero, 2, 0)), first_tile.eq(prime & job.first)]
+        with m.If(new_tile):
+            m.d.sync += [sums.eq(Mux(job.zero, 2, 0)), codes.eq(~job.zero), parameters.eq(0),
+                         first_tile.eq(prime & job.first)]
         with m.If(tile_step):
             m.d.sync += bank.eq(~bank)
         with m.If(prime):

@@ -8,12 +8,10 @@ from hdl.beat import Flow, write_request
 from hdl.control import fields_of
 from hdl.epilogue import Epilogue
 from hdl.isa import Opcode
-from hdl.layout import PARAMETER_BITS, PARAMETER_FIELDS
-from hdl.parts import BlockRAM, count_down
+from hdl.layout import PARAMETER_FIELDS
+from hdl.parts import count_down
 
 __all__ = ["Store", "spacing"]
-
-_QUEUE = 64     # more column steps than the array can have under way
 
 
 def spacing(config):
@@ -28,7 +26,8 @@ class Store(wiring.Component):
     keeps column steps :func:`spacing` cycles apart and stops while the memory has no room.
 
     Accumulators are written as 64-bit numbers, cell after cell of a column step.  int8 results are
-    written as LOAD reads activations: ``load_bytes`` columns of a row to a beat, rows beat by beat.
+    written as LOAD reads activations: ``load_bytes`` columns of a row to a beat, rows beat by beat;
+    a tile must have a multiple of eight columns.
 
     Parameters
     ----------
@@ -38,10 +37,10 @@ class Store(wiring.Component):
     -------
     i : In(stream.Signature(STORE fields))
     results : In(one accumulator per cell, cell = column * rows + row), result_valid : In(1)
-    result_soon : In(1)
-        `result_valid` two cycles ahead.
-    parameters : In(80 bits per column), parameters_valid : In(1)
-        Re-quantisation parameters, before the column's result (see :mod:`hdl.layout`).
+    multipliers, shifts : In(per column)
+        Re-quantisation parameters, with the result.
+    int8 : Out(1)
+        The tile being stored is re-quantised.
     sink_ready : Out(1)
         The next tile of results may come (strobe).
     o_write : Out(Flow(write_request))
@@ -53,9 +52,11 @@ class Store(wiring.Component):
         super().__init__({
             "i": In(stream.Signature(fields_of(Opcode.STORE, config))),
             "results": In(data.ArrayLayout(signed(config.accumulator_bits), config.cells)),
-            "result_valid": In(1), "result_soon": In(1),
-            "parameters": In(data.ArrayLayout(PARAMETER_BITS, config.columns)),
-            "parameters_valid": In(1),
+            "result_valid": In(1),
+            "multipliers": In(data.ArrayLayout(PARAMETER_FIELDS["multiplier"][1],
+                                               config.columns)),
+            "shifts": In(data.ArrayLayout(PARAMETER_FIELDS["shift"][1], config.columns)),
+            "int8": Out(1),
             "sink_ready": Out(1),
             "o_write": Out(Flow(write_request(config))),
             "busy": Out(1),
@@ -68,12 +69,11 @@ class Store(wiring.Component):
         per_beat = config.results_per_beat
         start = Signal()
         active = Signal()
-        int8 = Signal()
-        relu = Signal()
+        int8 = self.int8
         m.d.comb += [start.eq(self.i.valid & ~active), self.i.ready.eq(~active),
                      self.busy.eq(active), self.sink_ready.eq(start)]
         with m.If(start):
-            m.d.sync += [active.eq(1), int8.eq(self.i.p.target), relu.eq(self.i.p.relu)]
+            m.d.sync += [active.eq(1), int8.eq(self.i.p.target)]
 
         # A column step's results leave one group per cycle: a beat's worth, or one if int8.
         groups = max(1, cells // per_beat)
@@ -90,64 +90,50 @@ class Store(wiring.Component):
                 m.d.sync += [held.eq(self.results), index.eq(0), going.eq(1)]
             with m.Elif(going):
                 m.d.sync += [index.eq(index + 1), going.eq(~group_last)]
-
         words = [Cat(*(Cat(v, v[-1].replicate(64 - len(v)))
                        for v in (held[g * width + i] for i in range(width))))
                  for g in range(groups)]
-        raw = (Array(words)[index] if groups > 1 else words[0]).replicate(per_beat // width)
-        raw_slots = per_beat // width
+        raw = Array(words)[index] if groups > 1 else words[0]
+        raw_valid = Signal()
+        m.d.comb += raw_valid.eq(going & ~int8)
 
+        # Accumulators fill a beat `width` at a time, int8 results a word of eight at a time.
         write = self.o_write.payload
-        beat = Signal(config.address_bits)      # of the row, if int8
-        raw_place = Signal(raw_slots, init=1)   # one-hot: where in the beat
-        raw_mask = Cat(raw_place[i // (8 * width)] for i in range(config.beat_bytes))
-        raw_end = raw_place[-1]
-        valid, done, ends_beat = Signal(), Signal(), Signal()
-        raw_valid = going & ~int8
+        beat = Signal(config.address_bits)
+        place = Signal(per_beat, init=1)        # one-hot: which 64-bit word of the beat
+        step = width
+        address = beat
+        done = raw_valid & group_last
         if config.epilogue:
-            m.submodules.epilogue = epilogue = Epilogue(config.accumulator_bits, config.family)
-            value = Array(held[i] for i in range(cells))[index] if cells > 1 else held[0]
-            m.d.comb += [epilogue.i.valid.eq(going & int8), epilogue.relu.eq(relu),
-                         epilogue.i.payload.value.eq(value)]
-            for name, field in self._parameters(m, start, index).items():
-                m.d.comb += epilogue.i.payload[name].eq(field)
-            byte, byte_valid = epilogue.o.payload, epilogue.o.valid
-            # Rows come before the next column.
-            cell_last, row = 1, None
-            if cells > 1:
-                cell = Signal(range(cells))
-                cell_last = cell == cells - 1
-                with m.If(byte_valid):
-                    m.d.sync += cell.eq(cell + 1)
-                row = cell[:rows.bit_length() - 1]
-            row_last = row.all() if rows > 1 else 1
-            place = Signal(config.load_bytes, init=1)   # one-hot: which byte
-            with m.If(start):
-                m.d.sync += place.eq(1)
-            with m.Elif(byte_valid & row_last):
-                m.d.sync += place.eq(place.rotate_left(1))
-            address = beat if rows == 1 else Cat(row, beat[rows.bit_length() - 1:])
-            rest = config.beat_bytes - config.load_bytes
+            word, word_valid, word_row, column_done = self._requantised(m, going, held, index)
+            limit = config.load_bytes // 8      # words of a beat that LOAD reads
+            row_last = word_row.all() if rows > 1 else 1
+            if rows > 1:
+                address = Mux(int8, Cat(word_row, beat[rows.bit_length() - 1:]), beat)
             m.d.comb += [
-                valid.eq(raw_valid | byte_valid),
-                ends_beat.eq(Mux(int8, place[-1] & row_last, raw_end)),
-                done.eq(Mux(int8, byte_valid & cell_last, raw_valid & group_last)),
-                write.mask.eq(Mux(int8, Cat(place, Const(0, rest)), raw_mask)),
-                write.data.eq(Mux(int8, byte.as_unsigned().replicate(config.beat_bytes), raw)),
-                write.address.eq(Mux(int8, address, beat)),
+                self.o_write.valid.eq(raw_valid | word_valid),
+                write.data.eq(Mux(int8, word.replicate(width), raw)),
             ]
+            done = Mux(int8, column_done, done)
+            word_next = word_valid & row_last
+            int8_end = word_next & place[limit - 1]
         else:
-            m.d.comb += [valid.eq(raw_valid), ends_beat.eq(raw_end), write.data.eq(raw),
-                         done.eq(raw_valid & group_last), write.mask.eq(raw_mask),
-                         write.address.eq(beat)]
-        m.d.comb += self.o_write.valid.eq(valid)
-        with m.If(raw_valid):
-            m.d.sync += raw_place.eq(raw_place.rotate_left(1))
-        advance = Mux(int8, rows, 1) if config.epilogue and rows > 1 else 1
+            m.d.comb += [self.o_write.valid.eq(raw_valid), write.data.eq(raw)]
+            word_next, int8_end = 0, 0
+        raw_end = raw_valid & place[per_beat - step]
+        spread = [place[i // step * step] for i in range(per_beat)]
+        if config.epilogue:
+            spread = [Mux(int8, place[i], wide) for i, wide in enumerate(spread)]
+        m.d.comb += [write.mask.eq(Cat(bit.replicate(2) for bit in spread)),
+                     write.address.eq(address)]
         with m.If(start):
-            m.d.sync += [beat.eq(self.i.p.address), raw_place.eq(1)]
-        with m.Elif(valid & ends_beat):
-            m.d.sync += beat.eq(beat + advance)
+            m.d.sync += [beat.eq(self.i.p.address), place.eq(1)]
+        with m.Elif(int8_end | raw_end):
+            m.d.sync += [place.eq(1), beat.eq(beat + Mux(int8, rows, 1))]
+        with m.Elif(word_next):
+            m.d.sync += place.eq(place << 1)
+        with m.Elif(raw_valid):
+            m.d.sync += place.eq(place << step)
 
         last = count_down(m, len(self.i.p.columns), load=start, value=self.i.p.columns, step=done,
                           family=config.family, name="columns_left")
@@ -155,29 +141,49 @@ class Store(wiring.Component):
             m.d.sync += active.eq(0)
         return m
 
-    def _parameters(self, m, start, index):
-        """Queue the parameters of the columns under way; those of the current result."""
+    def _requantised(self, m, going, held, index):
+        """int8 results packed into words of eight columns: (word, valid, row, column step done)."""
         config = self.config
-        width = PARAMETER_BITS * config.columns
-        m.submodules.parameters = ram = BlockRAM(width, _QUEUE, family=config.family)
-        tail = Signal(range(_QUEUE))
-        head = Signal(range(_QUEUE))
-        m.d.comb += [
-            ram.write_address.eq(tail), ram.write_data.eq(self.parameters),
-            ram.write_enable.eq(self.parameters_valid), ram.read_address.eq(head)]
-        with m.If(start):
-            m.d.sync += [tail.eq(0), head.eq(0)]
-        with m.Else():
-            m.d.sync += [tail.eq(tail + self.parameters_valid), head.eq(head + self.result_soon)]
-        # The address of a column stands while its result is two cycles away.
-        if config.cells == 1:
-            word = ram.read_data
-        else:
-            held = Signal(width, reset_less=True)
+        cells, rows = config.cells, config.rows
+        m.submodules.epilogue = epilogue = Epilogue(config.accumulator_bits, config.family)
+        row_bits = rows.bit_length() - 1
+        column = index[row_bits:] if config.columns > 1 else 0
+        relu = Signal()
+        with m.If(self.i.valid & self.i.ready):
+            m.d.sync += relu.eq(self.i.p.relu)
+        parameters = (self.multipliers, self.shifts)
+        if cells > 1:
+            parameters = tuple(Signal(p.shape(), name=f"held_parameters_{i}", reset_less=True)
+                               for i, p in enumerate(parameters))
             with m.If(self.result_valid):
-                m.d.sync += held.eq(ram.read_data)
-            rows_bits = config.rows.bit_length() - 1
-            word = held if config.columns == 1 else Array(
-                held[c * PARAMETER_BITS:(c + 1) * PARAMETER_BITS]
-                for c in range(config.columns))[index[rows_bits:]]
-        return {name: word[o:o + w] for name, (o, w) in PARAMETER_FIELDS.items()}
+                m.d.sync += [parameters[0].eq(self.multipliers), parameters[1].eq(self.shifts)]
+        m.d.comb += [
+            epilogue.i.valid.eq(going & self.int8), epilogue.relu.eq(relu),
+            epilogue.i.payload.value.eq(held[index] if cells > 1 else held[0]),
+            epilogue.i.payload.multiplier.eq(parameters[0][column]),
+            epilogue.i.payload.shift.eq(parameters[1][column])]
+        byte, valid = epilogue.o.payload, epilogue.o.valid
+
+        cell = Signal(range(cells)) if cells > 1 else Const(0, 1)
+        eighth = Signal(3)
+        column_end = cell[:row_bits].all() if rows > 1 else 1
+        step_end = cell.all() if cells > 1 else 1
+        row = Signal(max(1, row_bits))
+        full = Signal()
+        with m.If(self.i.valid & self.i.ready):
+            m.d.sync += eighth.eq(0)
+            if cells > 1:
+                m.d.sync += cell.eq(0)
+        with m.Elif(valid):
+            m.d.sync += eighth.eq(eighth + column_end)
+            if cells > 1:
+                m.d.sync += cell.eq(cell + 1)
+        # A row's word is complete, and written, one cycle after its eighth byte.
+        packed = Signal(data.ArrayLayout(64, rows), reset_less=True)
+        m.d.sync += [full.eq(valid & (eighth == 7)), row.eq(cell[:row_bits] if rows > 1 else 0)]
+        for r in range(rows):
+            with m.If(valid & (cell[:row_bits] == r if rows > 1 else 1)):
+                m.d.sync += packed[r].eq(Cat(packed[r][8:], byte))
+        finished = Signal()
+        m.d.sync += finished.eq(valid & step_end)
+        return (packed[row] if rows > 1 else packed[0]), full, row, finished

@@ -40,7 +40,7 @@ class Top(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self.config
-        m.submodules.endpoint = endpoint = Endpoint()
+        m.submodules.endpoint = endpoint = Endpoint(family=config.engine.family)
         m.submodules.bridge = bridge = Bridge(config)
         reset = Signal()
         m.submodules.core = ResetInserter(reset)(core := Core(config.engine))

@@ -1,24 +1,24 @@
 """From the states of the device's shift-register counters to numbers of events.
 
-A state is 32 terms of a linear recurrence over GF(2) and so a power of x in GF(2**32); the number
-of events is its discrete logarithm.  2**32 - 1 = 3 * 5 * 17 * 257 * 65537, so that it takes five
+A state is 36 terms of a linear recurrence over GF(2) and so a power of x in GF(2**36); the number
+of events is its discrete logarithm.  2**36 - 1 has only small prime factors, so that it takes a few
 table look-ups (Pohlig and Hellman) put together by the Chinese remainder theorem.
 """
 
 from functools import cache
 
-from hdl.registers import COUNTER_TAPS
+from hdl.registers import COUNTER_BITS, COUNTER_TAPS
 
 __all__ = ["counts"]
 
-_WIDTH = 32
+_WIDTH = COUNTER_BITS
 _ORDER = 2**_WIDTH - 1
-_PRIMES = (3, 5, 17, 257, 65537)
+_FACTORS = (27, 5, 7, 13, 19, 37, 73, 109)      # coprime; their product is the order
 _MODULUS = 1 << _WIDTH | sum(1 << t for t in COUNTER_TAPS)
 
 
 def _multiply(a, b):
-    """Product of two elements of GF(2**32), polynomials in x as bits of integers."""
+    """Product of two elements of GF(2**36), polynomials in x as bits of integers."""
     product = 0
     while b:
         if b & 1:
@@ -42,8 +42,8 @@ def _power(a, exponent):
 
 @cache
 def _basis():
-    """For every bit of a state, the element of GF(2**32) that it stands for."""
-    # The states after 0..31 events stand for x**0..x**31; invert that matrix.
+    """For every bit of a state, the element of GF(2**36) that it stands for."""
+    # The states after 0..35 events stand for x**0..x**35; invert that matrix.
     rows = []
     state = 1
     for k in range(_WIDTH):
@@ -60,12 +60,12 @@ def _basis():
 
 
 @cache
-def _logarithms(prime):
+def _logarithms(factor):
     """Logarithms in the subgroup of that order."""
-    generator = _power(2, _ORDER // prime)
+    generator = _power(2, _ORDER // factor)
     table = {}
     element = 1
-    for n in range(prime):
+    for n in range(factor):
         table[element] = n
         element = _multiply(element, generator)
     return table
@@ -80,13 +80,20 @@ def _count(state):
         if state >> bit & 1:
             element ^= part
     total = 0
-    for prime in _PRIMES:
-        rest = _logarithms(prime)[_power(element, _ORDER // prime)]
-        others = _ORDER // prime
-        total += rest * others * pow(others, -1, prime)
+    for factor in _FACTORS:
+        rest = _logarithms(factor)[_power(element, _ORDER // factor)]
+        others = _ORDER // factor
+        total += rest * others * pow(others, -1, factor)
     return total % _ORDER
 
 
-def counts(states):
-    """Numbers of events of counter states, each below 2**32 - 1."""
-    return [_count(state) for state in states]
+def counts(words):
+    """Numbers of events, each below 2**36 - 1, from the COUNTERS registers.
+
+    Parameters
+    ----------
+    words : list of int
+        Two per counter.  The high word comes shifted to the top of its 32 bits.
+    """
+    high = 64 - COUNTER_BITS
+    return [_count(low | top >> high << 32) for low, top in zip(words[::2], words[1::2])]

@@ -1,7 +1,7 @@
 // The simulated device: the Verilated top, its clock, its memory and its link, behind a C interface.
 //
-// The build defines Vtop and the widths of the memory port: CODE_BITS, SIDE_BITS, TAG_BITS,
-// ADDRESS_BITS; and HAS_PORT, LINK_STREAM or LINK_UART, TRACE as the configuration needs.
+// The build defines Vtop and the widths of the memory port: CODE_BITS, WRITE_BITS, SIDE_BITS,
+// TAG_BITS, ADDRESS_BITS; and HAS_PORT, LINK_STREAM or LINK_UART, TRACE as the configuration needs.
 
 #include "Vtop.h"
 #include "verilated.h"
@@ -131,10 +131,10 @@ struct Device {
             const uint32_t *w = words(t.PIN3(memory, write, payload));
             uint32_t address = get(w, 0, ADDRESS_BITS);
             if (address < beats) {
-                uint8_t *to = reinterpret_cast<uint8_t *>(&data[size_t(address) * (BEAT_BYTES / 4)]);
-                for (unsigned i = 0; i < BEAT_BYTES; i++)
-                    if (get(w, ADDRESS_BITS + CODE_BITS + i, 1))
-                        to[i] = uint8_t(get(w, ADDRESS_BITS + 8 * i, 8));
+                uint32_t *to = &data[size_t(address) * (BEAT_BYTES / 4)];
+                for (unsigned i = 0; i < BEAT_BYTES / 4; i++)
+                    if (get(w, ADDRESS_BITS + WRITE_BITS + i, 1))
+                        to[i] = get(w, ADDRESS_BITS + 32 * i % WRITE_BITS, 32);
             } else {
                 fault = true;
             }

@@ -96,7 +96,8 @@ def build(config: DeviceConfig, *, trace=False, progress=None):
     from hdl.beat import Tag
     engine = config.engine
     defines = {
-        "CODE_BITS": engine.code_bits, "SIDE_BITS": engine.side_bits,
+        "CODE_BITS": engine.code_bits, "WRITE_BITS": engine.write_bits,
+        "SIDE_BITS": engine.side_bits,
         "TAG_BITS": Tag.as_shape().size, "ADDRESS_BITS": engine.address_bits,
         "LINK_STREAM" if config.link == "stream" else "LINK_UART": 1,
     }

@@ -37,7 +37,7 @@ class OnChipMemory(wiring.Component):
         m.submodules.data = store = Memory(shape=engine.code_bits, depth=depth, init=[])
         words = 32 * side_words(engine)
         m.submodules.side = side = Memory(shape=words, depth=depth, init=[])
-        write = store.write_port(granularity=8)
+        write = store.write_port(granularity=32)
         read = store.read_port()
         side_write = side.write_port(granularity=32)
         side_read = side.read_port()
@@ -50,8 +50,10 @@ class OnChipMemory(wiring.Component):
             port.request.ready.eq(move),
             read.addr.eq(port.request.p.address), side_read.addr.eq(port.request.p.address),
             read.en.eq(move), side_read.en.eq(move),
-            write.addr.eq(port.write.payload.address), write.data.eq(port.write.payload.data),
-            write.en.eq(port.write.payload.mask & port.write.valid.replicate(engine.beat_bytes)),
+            write.addr.eq(port.write.payload.address), write.data.eq(
+                port.write.payload.data.replicate(engine.code_bits // engine.write_bits)),
+            write.en.eq(port.write.payload.mask
+                        & port.write.valid.replicate(engine.beat_bytes // 4)),
             side_write.addr.eq(port.side_write.payload.address),
             side_write.data.eq(port.side_write.payload.data.replicate(side_words(engine))),
             side_write.en.eq(port.side_write.payload.mask

@@ -20,7 +20,7 @@ def count_down(m: Module, width, *, load, value, step, family, name):
 
     Load takes precedence over step.  The mark is the sign of the register: it costs nothing.
     """
-    register = Signal(signed(width + 1), name=name)
+    register = Signal(signed(width + 1), init=-1, name=name)
     following = add_select(m, -1, register, value, load, width=width + 1, family=family)
     with m.If(load | step):
         m.d.sync += register.eq(following)

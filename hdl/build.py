@@ -1,0 +1,463 @@
+"""``python -m hdl.build``: a board's device, from parameters to bitstream and report."""
+
+import argparse
+import dataclasses
+import hashlib
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager, nullcontext
+from math import ceil
+from pathlib import Path
+
+import amaranth
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from hdl.config import FORMATS, DeviceConfig, EngineConfig
+from hdl.errors import ArgumentError, BuildError, LutraError
+from hdl.protocol import BAUDS
+from hdl.registers import REGISTERS
+from hdl.synthesis import cache_root, run, tool, tool_version
+
+__all__ = ["build", "elaborate", "estimate", "main"]
+
+_EXAMPLES = """\
+examples:
+  python -m hdl.build --board ulx3s                     the default engine, to a bitstream
+  python -m hdl.build --board ulx3s --size tiny --out build/tiny
+  python -m hdl.build --board ulx3s --lanes 128 --rows 4 --clock 60 --seed 3
+  python -m hdl.build --board arty --json               Verilog, constraints, Vivado script
+  python -m hdl.build --board arty-100t --size max --dry-run
+
+exit status: 0 done, 1 failed (timing not met, for one), 2 bad usage
+"""
+_SIZES = ("tiny", "default", "max")
+_ENGINE = ("format", "lanes", "rows", "columns")
+
+# What a board builds from and what comes out; the rest of a run is not kept.
+_INTERMEDIATE = ("*.config", "top.json", "top_route.dcp", ".Xil")
+
+# Reads of block RAM that collide with a write may return anything: the stages keep the two apart
+# (tokens, fences), and old data, which the RTLIL asks for, would cost look-up tables per block.
+_ANY_DATA = "proc; setparam -set COLLISION_X_MASK 1'1 t:$memrd_v2 r:CLK_ENABLE=1 %i"
+
+# Vivado's own cells have a parameter that Yosys' models of them lack.
+_XILINX7_YS = """\
+read_verilog top.v
+setparam -unset SIM_DEVICE t:BUFGCTRL
+synth_xilinx -family xc7 -top top
+tee -q -o utilisation.json stat -json -tech xilinx
+tee -q -o utilisation.rpt stat -tech xilinx
+"""
+
+
+# Elaboration
+
+def elaborate(board, config, *, seed=1):
+    """Files that the tools take, from a process of its own.
+
+    Its hash seed is fixed and overrides in the environment are left out, so that the files depend
+    on nothing but the arguments.
+
+    Parameters
+    ----------
+    board : Board
+        From :data:`boards.BOARDS`.
+    config : DeviceConfig
+    seed : int
+        Of placement.
+
+    Returns
+    -------
+    dict of str to str
+        File contents by name.
+    """
+    request = {"board": board.name, "config": dataclasses.asdict(config), "seed": seed}
+    environment = {name: value for name, value in os.environ.items()
+                   if not name.startswith("AMARANTH_") or name == "AMARANTH_USE_YOSYS"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from hdl.build import _elaborate_here; _elaborate_here()"],
+        input=json.dumps(request), capture_output=True, text=True,
+        env=environment | {"PYTHONHASHSEED": "0"})
+    if done.returncode:
+        raise BuildError(f"elaboration failed: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout)
+
+
+def _elaborate_here():
+    """Read the request of :func:`elaborate` from standard input and print the files as JSON."""
+    request = json.load(sys.stdin)
+    board = importlib.import_module("boards").find(request["board"])
+    design = importlib.import_module("boards.board").Design
+    fields = request["config"]
+    config = DeviceConfig(**fields | {"engine": EngineConfig.from_dict(fields["engine"])})
+    platform = board.platform()
+    options = {}
+    if board.family == "ecp5":
+        options = {
+            "script_after_read": _ANY_DATA, "add_preferences": board.constraints_text,
+            "nextpnr_opts": f"--seed {request['seed']} --freq {config.clock_hz / 1e6:g} "
+                            "--timing-allow-fail --report timing.json"}
+    else:
+        platform.add_file(board.constraints, board.constraints_text)
+    files = platform.prepare(design(board, config), "top", emit_src=False, **options).files
+    files.pop("top.debug.v")
+    if board.family == "xilinx7":
+        files["utilisation.ys"] = _XILINX7_YS
+    files["registers.json"] = json.dumps({
+        "registers": [dataclasses.asdict(r) for r in REGISTERS.values()],
+        "identity": config.identity()}, indent=1)
+    json.dump(files, sys.stdout)
+
+
+# Tools
+
+def _tools(board):
+    """Versions of the tools that a build of the board runs, by name."""
+    names = {"ecp5": ("yosys", "nextpnr-ecp5", "ecppack"), "xilinx7": ("yosys",)}[board.family]
+    versions = {"amaranth": amaranth.__version__} | {name: tool_version(name) for name in names}
+    if board.family == "xilinx7" and shutil.which("vivado"):
+        versions["vivado"] = run([tool("vivado"), "-version"], ".").splitlines()[0]
+    return versions
+
+
+def _run(command, work):
+    """Run a tool; what it said goes to a log, why it failed into one line."""
+    name = command[0]
+    try:
+        run([tool(name), *command[1:]], work, log=f"{name}.log")
+    except BuildError as error:
+        lines = str(error).splitlines()
+        raise BuildError(f"{name}: {next((x for x in lines if 'ERROR' in x), lines[-1])}") from None
+
+
+def _ecp5(commands, work, steps):
+    """Synthesise, place, route and pack; returns what the report says of it."""
+    for title, command in zip(("synthesise", "place and route", "pack"), commands):
+        with steps(title):
+            _run(command, work)
+    found = json.loads((work / "timing.json").read_text())
+    used = {cell: n["used"] for cell, n in found["utilization"].items()}
+    # `clk` is the core's; the PLL's own, which clocks two registers, is never the slower.
+    path = next(p["path"] for p in found["critical_paths"]
+                if p["from"] == p["to"] == "posedge clk")
+    register = lambda cell: re.split(r"_(?:TRELLIS|LUT4|CCU2C|PFUMX|L6MUX21)_", cell)[0]
+    return {
+        "fmax_mhz": round(found["fmax"]["clk"]["achieved"], 2),
+        "timing_met": all(f["achieved"] >= f["constraint"] for f in found["fmax"].values()),
+        "critical_path": {"from": register(path[0]["from"]["cell"]),
+                          "to": register(path[-1]["to"]["cell"]),
+                          "ns": round(sum(step["delay"] for step in path), 2)},
+        "comb": used["TRELLIS_COMB"], "ff": used["TRELLIS_FF"], "bram": used.get("DP16KD", 0),
+        "dsp": used.get("MULT18X18D", 0), "bitstream": "top.bit"}
+
+
+def _xilinx7(commands, work, steps):
+    """Estimate the utilisation with Yosys and, where Vivado is installed, run it."""
+    with steps("synthesise"):
+        _run(["yosys", "-q", "-l", "yosys.rpt", "utilisation.ys"], work)
+    found = json.loads((work / "utilisation.json").read_text())["design"]["num_cells_by_type"]
+    count = lambda pattern, size=1: size * sum(
+        n for cell, n in found.items() if re.fullmatch(pattern, cell))
+    result = {
+        "fmax_mhz": None, "timing_met": None, "critical_path": None,
+        "lut": (count(r"LUT[1-6]|INV|SRL\w+|RAM(32|64)X1S") + count(r"RAM(32|64)X1D", 2)
+                + count(r"RAM(32|64)M|RAM128X1D", 4)),
+        "ff": count(r"FD\w+"), "bram": count("RAMB36E1") + count("RAMB18E1", 0.5),
+        "dsp": count("DSP48E1"), "bitstream": None}
+    if shutil.which("vivado"):
+        with steps("Vivado"):
+            _run(commands[0], work)
+        result |= _vivado_reports(work) | {"bitstream": "top.bit"}
+    return result
+
+
+def _vivado_reports(work):
+    """Clock and area as Vivado reports them."""
+    timing = (work / "top_timing.rpt").read_text()
+    # The first numbers of the summary: worst and total negative slack, in ns.
+    slack = float(re.search(r"WNS\(ns\).*?\n[\s-]*\n?\s*(-?\d+\.\d+)", timing, re.S)[1])
+    period = min(float(p) for p in re.findall(r"^\S*output\S*\s+\{[^}]*\}\s+(\d+\.\d+)", timing,
+                                              re.M))
+    area = (work / "top_utilization_place.rpt").read_text()
+    used = lambda row: float(re.search(rf"^\|\s*{row}\s*\|\s*([\d.]+)", area, re.M)[1])
+    return {"fmax_mhz": round(1e3 / (period - slack), 2), "timing_met": slack >= 0,
+            "lut": int(used("Slice LUTs")), "ff": int(used("Slice Registers")),
+            "bram": used("Block RAM Tile"), "dsp": int(used("DSPs"))}
+
+
+_FLOWS = {"ecp5": _ecp5, "xilinx7": _xilinx7}
+
+
+# Builds
+
+def describe(board, config):
+    """What is known of a build before it: board, engine, peak rates, memory, link.
+
+    ``gops_w2`` counts a multiplication and an addition as two operations.
+    """
+    engine = config.engine
+    peak = {f"W{bits}": engine.peak_macs(bits) for bits in (1, 2, 4, 8)}
+    return {
+        "board": board.name, "device": board.device, "device_digest": config.digest,
+        "engine": engine.as_dict(), "clock_hz": config.clock_hz, "peak_macs": peak,
+        "gops_w2": round(2 * peak["W2"] * config.clock_hz / 1e9, 3),
+        "memory": {"kind": config.memory, "bytes": config.memory_beats * engine.beat_bytes,
+                   "bytes_per_second": engine.beat_bytes * config.clock_hz},
+        "link": {"baud": BAUDS[0]}, "available": dict(board.available)}
+
+
+def build(board, config, *, seed=1, out=None, allow_timing_fail=False, steps=None):
+    """Build a device for a board; from the cache if it was built before.
+
+    Parameters
+    ----------
+    board : Board
+        From :data:`boards.BOARDS`.
+    config : DeviceConfig
+        Usually from the board's `config`.
+    seed : int
+        Of placement.
+    out : path, optional
+        Directory for the results; those of an earlier build there are replaced.
+    allow_timing_fail : bool
+        Keep a bitstream that is slower than its clock.
+    steps : callable, optional
+        ``steps(title)`` gives a context manager around each step.
+
+    Returns
+    -------
+    dict
+        The report, see ``report.json``.
+
+    Raises
+    ------
+    BuildError
+        A tool failed, the device does not fit, or the clock is not reached; what there is of
+        logs and reports is in `out` nevertheless.
+    """
+    steps = steps or (lambda title: nullcontext())
+    board.clock(config.clock_hz)    # a clock that the PLL cannot make is known now
+    start = time.monotonic()
+    with steps("elaborate"):
+        files = elaborate(board, config, seed=seed)
+    tools = _tools(board)
+    digest = _digest(files, tools)
+    # Another version of this file may report otherwise.
+    home = cache_root() / "build" / f"{board.name}-{_digest(digest, Path(__file__).read_text())}"
+    if not (home / "report.json").exists():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home.parent, ignore_cleanup_errors=True) as work:
+            work = Path(work) / "work"
+            work.mkdir()
+            for name, content in files.items():
+                (work / name).write_text(content)
+            try:
+                commands = json.loads(files["build_top.json"])["commands"]
+                report = describe(board, config) | {"digest": digest, "seed": seed}
+                report |= _FLOWS[board.family](commands, work, steps)
+            except BuildError:
+                _deliver(work, out)
+                raise
+            report |= {"tools": tools, "seconds": round(time.monotonic() - start, 1)}
+            (work / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+            for pattern in _INTERMEDIATE:
+                for path in work.glob(pattern):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            try:
+                work.rename(home)
+            except OSError:         # somebody else built the same
+                pass
+    report = json.loads((home / "report.json").read_text())
+    slow = report["timing_met"] is False and not allow_timing_fail
+    _deliver(home, out, but=("top.bit", "top.svf", "top.bin") if slow else ())
+    for name, n in board.available.items():
+        if report[name] > n:
+            raise BuildError(f"the device does not fit: it takes {report[name]} {name.upper()} "
+                             f"of {n}; use fewer lanes or rows")
+    if slow:
+        raise BuildError(f"timing not met: {report['fmax_mhz']:.1f} MHz of "
+                         f"{config.clock_hz / 1e6:g}; use a lower --clock or another --seed")
+    return report
+
+
+def _digest(*content):
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _deliver(source, out, but=()):
+    """Copy results to a directory in which nothing of an earlier build's stays."""
+    if out is None:
+        return
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for stale in ("report.json", "top.bit", "top.svf", "top.bin"):
+        (out / stale).unlink(missing_ok=True)
+    for path in Path(source).iterdir():
+        if path.is_file() and path.name not in but:
+            shutil.copy2(path, out / path.name)
+
+
+def estimate(config):
+    """Resources of a device before it is built, from those of built ones; within a third.
+
+    Returns
+    -------
+    dict of str to int
+        ``comb`` (look-up tables), ``ff``, ``bram`` (blocks of 16384 bits), ``dsp``.
+    """
+    e = config.engine
+    wide = 1 if e.group_bits <= 18 else 2
+    per_cell = 16 * e.lanes + 12 * e.accumulator_bits
+    side = 32 * ceil(e.side_bits / 32)
+    blocks = lambda width, depth: ceil(width * max(depth, 512) / 16384)
+    return {
+        "comb": 2200 + e.cells * per_cell + 3 * e.code_bits,
+        "ff": 2500 + e.cells * (14 * e.lanes + 8 * e.accumulator_bits) + 6 * e.code_bits,
+        "bram": 2 + blocks(e.code_bits, config.memory_beats) + blocks(side, config.memory_beats)
+        + e.cells * ceil(e.accumulator_bits / 18) * ceil(e.n_tile / 1024)
+        + e.rows * blocks(8 * e.builders, e.activation_depth),
+        "dsp": e.cells * e.scale_points * wide + 4 * e.epilogue}
+
+
+# Command line
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")    # one line, without the usage
+
+
+def _parser(boards):
+    parser = _Parser(prog="python -m hdl.build", epilog=_EXAMPLES,
+                     formatter_class=argparse.RawDescriptionHelpFormatter,
+                     description="Build an accelerator for a board: to a bitstream where open "
+                                 "tools can, to a Vivado project elsewhere.")
+    parser.add_argument("--board", required=True, choices=list(boards.BOARDS), help="what for")
+    parser.add_argument("--size", default="default", choices=_SIZES,
+                        help="tiny builds in a minute, max is the largest that fits and meets "
+                             "timing (default: %(default)s)")
+    parser.add_argument("--format", choices=FORMATS, help="weight format (default: bitserial)")
+    parser.add_argument("--lanes", type=int, help="instead of the size's: 16, 32, 64, 128, 256")
+    parser.add_argument("--rows", type=int, help="tokens that share the codes: 1, 2, 4, 8, 16")
+    parser.add_argument("--columns", type=int, help="output columns per cycle: 1, 2, 4")
+    parser.add_argument("--memory", type=int, metavar="KIB", help="block RAM beside the engine; "
+                        "a power of two is the cheapest")
+    parser.add_argument("--clock", type=float, metavar="MHZ", help="core clock instead of the "
+                        "board's")
+    parser.add_argument("--seed", type=int, default=1, help="of placement (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="DIR",
+                        help="where the results go (default: build/BOARD-SIZE)")
+    parser.add_argument("--allow-timing-fail", action="store_true",
+                        help="take a bitstream that is slower than its clock")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="print the plan and an estimate of the resources")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    return parser
+
+
+def main(argv=None):
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit status: 0 done, 1 failed, 2 bad usage.
+    """
+    boards = importlib.import_module("boards")
+    parser = _parser(boards)
+    try:
+        args = parser.parse_args(argv)
+        board = boards.find(args.board)
+        changes = {name: getattr(args, name) for name in _ENGINE if getattr(args, name) is not None}
+        try:
+            config = board.config(
+                args.size, clock_hz=args.clock and round(args.clock * 1e6),
+                memory_bytes=args.memory and args.memory * 1024, **changes)
+            board.clock(config.clock_hz)
+        except ArgumentError as error:
+            parser.error(str(error))
+    except SystemExit as stop:
+        return stop.code
+    out = args.out or Path("build") / f"{args.board}-{args.size}"
+    try:
+        if args.dry_run:
+            report = describe(board, config) | {"estimate": estimate(config), "out": str(out)}
+        else:
+            with _progress() as steps:
+                report = build(board, config, seed=args.seed, out=out, steps=steps,
+                               allow_timing_fail=args.allow_timing_fail)
+    except (LutraError, OSError, KeyboardInterrupt) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"{parser.prog}: error: {message}", file=sys.stderr)
+        return 1
+    if args.json:
+        print(json.dumps(report))
+    else:
+        _print_table(report, out)
+    return 0
+
+
+@contextmanager
+def _progress():
+    """Show each step with its time on standard error, if that is a terminal."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"),
+               TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        @contextmanager
+        def step(title):
+            task = bar.add_task(title, total=1)
+            yield
+            bar.update(task, completed=1)
+        yield step
+
+
+def _print_table(report, out):
+    engine, memory = report["engine"], report["memory"]
+    clock = f"{report['clock_hz'] / 1e6:g} MHz"
+    rows = [
+        ("board", f"{report['board']}: {report['device']}"),
+        ("engine", f"{engine['format']}, {engine['lanes']} lanes, {engine['rows']} rows, "
+                   f"{engine['columns']} columns"),
+        ("MACs per cycle", ", ".join(f"{name} {n:g}" for name, n in report["peak_macs"].items())),
+        ("GOPS at W2", f"{report['gops_w2']:g}"),
+        ("memory", f"{memory['kind']}, {memory['bytes'] // 1024} KiB, "
+                   f"{memory['bytes_per_second'] / 1e9:.2f} GB/s"),
+        ("link", f"UART, {report['link']['baud']} baud")]
+    used = report.get("estimate", report)
+    about = "about " if "estimate" in report else ""
+    for name, n in report["available"].items():
+        taken = used["comb" if "estimate" in report and name == "lut" else name]
+        rows.append((name.upper(), f"{about}{taken:g} of {n} ({100 * taken / n:.0f} %)"))
+    if "estimate" in report:
+        rows += [("clock", clock), ("would go to", str(out))]
+    else:
+        reached = report["fmax_mhz"]
+        rows += [
+            ("clock", clock + (f", {reached:g} MHz reached" if reached else
+                               ", not checked: Vivado is not on PATH")),
+            ("bitstream", str(out / report["bitstream"]) if report["bitstream"] else
+             f"none; run build_top.sh in {out} where Vivado is"),
+            ("digest", report["digest"]), ("time", f"{report['seconds']:g} s when it was built"),
+            ("results", str(out))]
+    table = Table(show_header=False)
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False, highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
