@@ -92,10 +92,12 @@ class Board:
         """
         chosen = self.sizes[size]
         engine = chosen.engine.replace(**changes)
-        beats = (memory_bytes or chosen.memory_bytes) // engine.beat_bytes
+        if memory_bytes is None:
+            memory_bytes = chosen.memory_bytes
+        beats = memory_bytes // engine.beat_bytes
         engine = engine.replace(address_bits=max(8, (beats - 1).bit_length()))
         return DeviceConfig(engine=engine, memory="onchip", memory_beats=beats, link="uart",
-                            clock_hz=clock_hz or self.clock_hz)
+                            clock_hz=self.clock_hz if clock_hz is None else clock_hz)
 
     def clock(self, clock_hz):
         """Settings of the PLL for a core clock."""

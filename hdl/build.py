@@ -335,6 +335,19 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")    # one line, without the usage
 
 
+def _megahertz(text):
+    return round(float(text) * 1e6)
+
+
+def _kibibytes(text):
+    return int(text) * 1024
+
+
+# argparse names the type in errors
+_megahertz.__name__ = "number of MHz"
+_kibibytes.__name__ = "number of KiB"
+
+
 def _parser(boards):
     parser = _Parser(prog="python -m hdl.build", epilog=_EXAMPLES,
                      formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -348,10 +361,10 @@ def _parser(boards):
     parser.add_argument("--lanes", type=int, help="instead of the size's: 16, 32, 64, 128, 256")
     parser.add_argument("--rows", type=int, help="tokens that share the codes: 1, 2, 4, 8, 16")
     parser.add_argument("--columns", type=int, help="output columns per cycle: 1, 2, 4")
-    parser.add_argument("--memory", type=int, metavar="KIB", help="block RAM beside the engine; "
-                        "a power of two is the cheapest")
-    parser.add_argument("--clock", type=float, metavar="MHZ", help="core clock instead of the "
-                        "board's")
+    parser.add_argument("--memory", type=_kibibytes, metavar="KIB",
+                        help="block RAM beside the engine; a power of two is the cheapest")
+    parser.add_argument("--clock", type=_megahertz, metavar="MHZ",
+                        help="core clock instead of the board's")
     parser.add_argument("--seed", type=int, default=1, help="of placement (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR",
                         help="where the results go (default: build/BOARD-SIZE)")
@@ -384,8 +397,7 @@ def main(argv=None):
         changes = {name: getattr(args, name) for name in _ENGINE if getattr(args, name) is not None}
         try:
             config = board.config(
-                args.size, clock_hz=args.clock and round(args.clock * 1e6),
-                memory_bytes=args.memory and args.memory * 1024, **changes)
+                args.size, clock_hz=args.clock, memory_bytes=args.memory, **changes)
             board.clock(config.clock_hz)
         except ArgumentError as error:
             parser.error(str(error))

@@ -3,7 +3,7 @@
 Knows no link, no board and no memory: :mod:`hdl.top` puts those around it.
 """
 
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -109,16 +109,15 @@ class Core(wiring.Component):
         flags = beat.tag.flags
         gather_take = Signal()
         hold = Signal()
-        gap = spacing(config)
-        if gap > 1:
-            since = Signal(range(gap), init=0)      # cycles to wait before the next column's end
+        gaps = spacing(config)
+        spaced = 1
+        if max(gaps) > 1:
+            since = Signal(range(max(gaps)))    # cycles to wait before the next column's end
             with m.If(gather_take & flags.last & flags.last_plane):
-                m.d.sync += since.eq(gap - 1)
+                m.d.sync += since.eq(Mux(store.int8, gaps[1] - 1, gaps[0] - 1))
             with m.Elif(since != 0):
                 m.d.sync += since.eq(since - 1)
             spaced = since == 0
-        else:
-            spaced = 1
         m.d.comb += hold.eq(flags.last & flags.last_plane & ~(self.write_room & spaced))
         with m.Switch(beat.tag.client):
             with m.Case(Client.FETCH):

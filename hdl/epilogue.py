@@ -33,6 +33,7 @@ class Epilogue(wiring.Component):
     Members
     -------
     i : In(Flow of {value: signed(width), multiplier: 16, shift: 3})
+        A multiplier from 4096 on; smaller ones saturate too early.
     relu : In(1)
     o : Out(Flow of signed(8))
     """
@@ -70,7 +71,9 @@ class Epilogue(wiring.Component):
                      multiplier.b.eq(delay(m, self.i.payload.multiplier, 1, name="factor"))]
         product = multiplier.o
         beyond = delay(m, beyond, Multiplier.LATENCY, name="beyond")
-        negative = delay(m, sign, 1 + Multiplier.LATENCY, name="negative")
+        # A multiplier of 0 makes a negative number positive; beyond 18 bits the product is wrong.
+        negative = Mux(beyond, delay(m, sign, 1 + Multiplier.LATENCY, name="negative"),
+                       product[-1])
 
         whole = Signal(signed(9), reset_less=True)
         half = Signal(reset_less=True)      # the bit below the result
@@ -80,7 +83,7 @@ class Epilogue(wiring.Component):
         m.d.sync += [
             whole.eq(product[FINE_SHIFT:FINE_SHIFT + 8].as_signed()),
             half.eq(product[FINE_SHIFT - 1]), low.eq(product[:FINE_SHIFT - 1].any()),
-            out.eq(beyond | (above ^ negative.replicate(len(above))).any()),
+            out.eq(beyond | (above ^ product[-1].replicate(len(above))).any()),
         ]
         rounded = Signal(signed(9), reset_less=True)
         m.d.sync += rounded.eq(add(m, whole, 0, cin=half & (low | whole[0]), width=9,

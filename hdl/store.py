@@ -15,8 +15,8 @@ __all__ = ["Store", "spacing"]
 
 
 def spacing(config):
-    """Cycles between column steps that the store stage needs in the last K tile."""
-    return config.cells if config.epilogue else config.store_beats
+    """Cycles between column steps that the store stage needs in the last K tile: (raw, int8)."""
+    return config.store_beats, config.cells if config.epilogue else 1
 
 
 class Store(wiring.Component):

@@ -10,7 +10,7 @@ from host.link import ByteStream, Client, Transport
 from sim.library import Library
 from sim.verilate import build
 
-__all__ = ["MEMORIES", "SimTransport", "open_sim"]
+__all__ = ["DEFAULT_ENGINE", "MEMORIES", "SimTransport", "open_sim"]
 
 MEMORIES = {
     # name: (latency in s, bytes per s or None for one beat per cycle, refresh period and length)
@@ -20,7 +20,7 @@ MEMORIES = {
 """Memory models.  ``ddr3`` is a 16-bit DDR3-800: 1.6 GB/s at the pins; what refresh and turning
 round cost is gathered in one pause, so that it sustains the 1.43 GB/s that a controller reaches."""
 
-_ENGINE_DEFAULTS = dict(lanes=64, n_tile=4096, activation_bytes=32768)
+DEFAULT_ENGINE = dict(lanes=64, n_tile=4096, activation_bytes=32768)
 
 
 class SimStream(ByteStream):
@@ -90,6 +90,12 @@ class SimTransport(Transport):
             cycles = math.ceil(latency * hz) if self.latency is None else self.latency
             self.library.memory(cycles, cost, write, every * hz, pause * hz, 256)
         self._client = Client(SimStream(self.library, self.name))
+
+    @property
+    def bytes_per_second(self):
+        """Bandwidth that the memory model sustains; None where it has no limit."""
+        _, rate, every, pause = MEMORIES[self.memory]
+        return None if rate is None else rate * every / (every + pause)
 
     def adapt(self, engine, q, bits):
         """Become an engine that runs `q` at its full rate; whether anything changed."""
@@ -180,7 +186,7 @@ def open_sim(url, *, progress=None):
         except ValueError:
             raise ArgumentError(f"{url}: {text!r} is not a number") from None
 
-    engine = dict(_ENGINE_DEFAULTS)
+    engine = dict(DEFAULT_ENGINE)
     fixed = set()
     for name, value in options.items():
         if name in engine_fields:

@@ -1,0 +1,550 @@
+"""``python -m sim.demo``: a classifier and an LLM-shaped layer on the simulated device.
+
+The classifier's layers are quantised and every matmul of its test set is offloaded through the
+interface that a board has; so is one large layer, on engines of 1 and 8 rows with ideal and
+DDR3-like memory.  Every output is compared with the golden model, bit for bit.
+"""
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+import host
+from hdl.config import MIN_COLUMNS, EngineConfig
+from hdl.store import spacing
+from host.cli.quantize import progress_bar
+from host.pack import spread
+from sim import digits, golden
+from sim.device import MEMORIES
+
+__all__ = ["Layer", "Plan", "estimate", "main", "pass_cycles", "read_reports"]
+
+REPORTS = Path(__file__).parents[1] / "docs" / "reports"
+
+_EXAMPLES = """\
+examples:
+  python -m sim.demo                 about a minute once its two engines are built
+  python -m sim.demo --prepare       build the engines and stop
+  python -m sim.demo --quick         a small engine, a few images, a small layer
+  python -m sim.demo --json > demo.json
+
+exit status: 0 done, 1 failed (results that differ from the golden model, for one), 2 bad usage
+"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run of the demo does.
+
+    Attributes
+    ----------
+    engines : dict of int to str
+        Device URL by rows.
+    images : int or None
+        How many images of the test set; None is all of them.
+    size : int
+        Rows and columns of the large layer.
+    tokens : tuple of int
+        Its batches.
+    """
+
+    engines: dict
+    images: int | None
+    size: int
+    tokens: tuple = (1, 8)
+
+
+# Results stay floats on the host here.  Without the epilogue, which makes int8 of them, the eight
+# rows store as fast as two planes are gathered.
+FULL = Plan(engines={1: "sim:", 8: "sim:?rows=8&epilogue=0"}, images=None, size=4096)
+QUICK = Plan(engines={1: "sim:?lanes=32&n_tile=64&activation_bytes=1024&memory_mib=4"},
+             images=8, size=256)
+CLASSIFIER_BITS = (8, 4, 2)
+LARGE_BITS = (2, 4)
+GROUP = 128
+_MOST_WORKERS = 4       # a simulated device takes 80 MiB
+_BUILD_STEPS = 3        # of sim.verilate.build
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A matmul that was simulated, as :func:`estimate` needs it."""
+
+    shape: tuple
+    bits: int
+    group_size: int
+    tokens: int
+    cycles: int
+
+
+def pass_cycles(engine, shape, bits, group_size):
+    """Cycles and beats of one group of ``engine.rows`` tokens, start and end left out.
+
+    Returns
+    -------
+    cycles, beats : int
+    """
+    N, K = shape
+    k_tiles = spread(K, group_size, engine)[1] // engine.tile_k
+    steps = max(-(-N // engine.columns), MIN_COLUMNS)
+    return (steps * ((k_tiles - 1) * bits + max(bits, spacing(engine))),
+            steps * k_tiles * bits)
+
+
+# Boards, from what placing and routing them reported
+
+def read_reports(directory=REPORTS):
+    """Reports of ``python -m hdl.build`` for boards whose clock is known.
+
+    Returns
+    -------
+    list of dict
+        With the file's stem as ``name``.
+    """
+    found = []
+    for path in sorted(directory.glob("*.json")):
+        try:
+            report = json.loads(path.read_text())
+        except ValueError as error:
+            raise host.FileError(f"{path}: must be JSON: {error}") from error
+        if isinstance(report, dict) and report.keys() >= {"board", "engine", "clock_hz", "memory"}:
+            if report.get("fmax_mhz"):
+                found.append(report | {"name": path.stem})
+    return found
+
+
+def estimate(report, layers, simulated):
+    """What layers would take on a board.
+
+    Per layer the larger of computing and reading: cycles of the simulated engine, scaled to the
+    board's by how many each gathers, at the clock that the board has and reaches; and the weights,
+    read once per group of rows, from its memory.
+
+    Parameters
+    ----------
+    report : dict
+        Of ``python -m hdl.build``.
+    layers : list of Layer
+    simulated : EngineConfig
+        The engine of which `layers` have the cycles.
+
+    Returns
+    -------
+    dict
+        ``cycles``, ``clock_hz``, ``seconds``; ``image_bytes`` of the weights of all layers,
+        ``memory_bytes`` and ``fits``; ``limit``, what decided most of the time; and
+        ``link_seconds``, what sending the weights once would add, where the link is known.
+    """
+    engine = EngineConfig.from_dict(report["engine"])
+    clock = min(report["clock_hz"], report["fmax_mhz"] * 1e6)
+    memory = report["memory"]
+    bandwidth = memory.get("bytes_per_second")
+    # Block RAM has the sidebands beside the data; a memory chip carries both.
+    beat = engine.beat_bytes
+    if memory["kind"] != "onchip":
+        beat = (engine.code_bits + engine.side_bits) / 8
+    cycles = image = compute = read = seconds = 0
+    for layer in layers:
+        here, beats = pass_cycles(engine, layer.shape, layer.bits, layer.group_size)
+        there, _ = pass_cycles(simulated, layer.shape, layer.bits, layer.group_size)
+        groups, groups_there = (-(-layer.tokens // e.rows) for e in (engine, simulated))
+        scaled = layer.cycles * here * groups / (there * groups_there)
+        computing = scaled / clock
+        reading = groups * beats * beat / bandwidth if bandwidth else 0
+        cycles += scaled
+        image += beats * beat
+        compute, read = compute + computing, read + reading
+        seconds += max(computing, reading)
+    link = report.get("link") or {}
+    return {
+        "cycles": round(cycles), "clock_hz": clock, "seconds": seconds,
+        "limit": "memory" if read > compute else "engine",
+        "image_bytes": round(image), "memory_bytes": memory["bytes"],
+        "fits": image <= memory["bytes"],
+        # A byte is ten bits on a UART.
+        "link_seconds": 10 * image / link["baud"] if "baud" in link else None}
+
+
+# Running devices, with progress
+
+@dataclass(frozen=True)
+class Job:
+    """Work on a device of its own.
+
+    Attributes
+    ----------
+    url : str
+    cycles : float
+        About how many it takes, for the progress bar.
+    run : callable
+        ``run(device)`` gives the result.
+    """
+
+    url: str
+    cycles: float
+    run: Callable
+
+
+def run_jobs(title, jobs, console):
+    """Results of jobs, in order; they run side by side, the longest first."""
+    lock = threading.Lock()
+    running = {}
+    simulated = lambda device: device.transport.library.cycle()
+
+    def work(job):
+        with host.open(job.url) as device:
+            with lock:
+                running[device] = job
+            try:
+                return job.run(device)
+            finally:
+                with lock:      # its library is asked for cycles only before it is closed
+                    del running[device]
+                    finished.append(job)
+
+    finished = []
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
+               TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    workers = min(_MOST_WORKERS, os.cpu_count() or 1, len(jobs))
+    with ThreadPoolExecutor(workers) as pool, Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=sum(job.cycles for job in jobs))
+        futures = {job: pool.submit(work, job)
+                   for job in sorted(jobs, key=lambda job: -job.cycles)}
+        try:
+            while not all(future.done() for future in futures.values()):
+                with lock:
+                    done = sum(job.cycles for job in finished)
+                    done += sum(min(job.cycles, simulated(device))
+                                for device, job in running.items())
+                bar.update(task, completed=done)
+                time.sleep(0.1)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        return [futures[job].result() for job in jobs]
+
+
+def prepare(plan, console):
+    """Build the engines of a plan; a line for every step."""
+    for rows, url in plan.engines.items():
+        name = f"engine of {rows} row{'s' * (rows > 1)}"
+        begun = []
+        start = time.monotonic()
+        with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
+                      TimeElapsedColumn(), console=console, transient=True,
+                      disable=not console.is_terminal) as bar:
+            task = bar.add_task(name, total=_BUILD_STEPS)
+
+            def say(text, bar=bar, task=task, name=name, begun=begun):
+                bar.update(task, description=f"{name}: {text}", completed=len(begun))
+                begun.append(text)
+                if not console.is_terminal:
+                    console.print(f"{name}: {text} ...")
+
+            host.open(url, progress=say).close()
+        if begun:
+            console.print(f"{name}: built in {time.monotonic() - start:.0f} s")
+
+
+def agreeing(y, expected):
+    """How many outputs have the very bits of the golden model's."""
+    return int(np.count_nonzero(y.view(np.uint32) == expected.view(np.uint32)))
+
+
+# The classifier
+
+def quantize_classifier(network):
+    """Matrices of the classifier's layers by bits, calibrated on its training images."""
+    inputs = network.run(network.train)
+    matrices = {}
+    for bits in CLASSIFIER_BITS:
+        with progress_bar(f"quantising to W{bits} with GPTQ") as progress:
+            matrices[bits] = []
+            for i, (W, x) in enumerate(zip(network.weights, inputs)):
+                progress(i, len(inputs))
+                matrices[bits].append(host.quantize(W, bits=bits, group_size=GROUP, calibration=x))
+    return matrices
+
+
+def classify(device, matrices, biases, x):
+    """Offload a network: its logits, statistics per layer, and how many outputs are golden."""
+    stats, equal, outputs = [], 0, 0
+    for i, (q, bias) in enumerate(zip(matrices, biases)):
+        hidden = i < len(matrices) - 1
+        layer = device.load(q, bias=bias, activation="relu" if hidden else None)
+        y = layer(x)
+        expected = golden.matmul(q, x, bias)
+        equal += agreeing(y, np.maximum(expected, 0) if hidden else expected)
+        outputs += y.size
+        stats.append(dict(layer.stats))
+        x = y
+    return x, stats, equal, outputs
+
+
+def run_classifier(plan, console):
+    """Accuracy, agreement and cost of the classifier: a dict for JSON, and what boards need."""
+    network = digits.load()
+    x, labels = network.test[:plan.images], network.test_labels[:plan.images]
+    matrices = quantize_classifier(network)
+    rows, url = list(plan.engines.items())[-1]
+    with host.open(url) as device:
+        engine, clock = device.engine, device.clock_hz
+    groups = -(-len(x) // rows)
+    jobs = [Job(url, groups * sum(pass_cycles(engine, q.shape, bits, GROUP)[0] for q in qs),
+                lambda device, qs=qs: classify(device, qs, network.biases, x))
+            for bits, qs in matrices.items()]
+    results = run_jobs("classifying", jobs, console)
+    reference = network.run(x)[-1]
+    right = lambda logits: int(np.count_nonzero(logits.argmax(axis=1) == labels))
+    widths, layers = [], {}
+    for (bits, qs), (logits, stats, equal, outputs) in zip(matrices.items(), results):
+        sizes = [N * K for N, K in (q.shape for q in qs)]
+        cycles = sum(s["cycles"] for s in stats)
+        possible = sum(s["cycles"] * s["peak_macs_per_cycle"] for s in stats)
+        layers[bits] = [Layer(q.shape, bits, GROUP, len(x), s["cycles"])
+                        for q, s in zip(qs, stats)]
+        widths.append({
+            "bits": bits, "right": right(logits), "accuracy": right(logits) / len(x),
+            "logit_error": float(np.linalg.norm(logits - reference) / np.linalg.norm(reference)),
+            "bits_per_weight": sum(q.bits_per_weight * n for q, n in zip(qs, sizes)) / sum(sizes),
+            "outputs": outputs, "golden": equal, "cycles": cycles,
+            "utilization": len(x) * sum(sizes) / possible,
+            "gops": 2 * len(x) * sum(sizes) * clock / cycles / 1e9,
+            "seconds": cycles / clock})
+    return {
+        "layers": [list(W.shape) for W in network.weights], "images": len(x), "device": url,
+        "engine": engine.as_dict(), "clock_hz": clock, "float": {
+            "right": right(reference), "accuracy": right(reference) / len(x)},
+        "widths": widths}, layers, engine
+
+
+def run_boards(layers, engine):
+    """Estimates for every board with a report and every width of the classifier."""
+    return [{"board": report["name"], "rows": report["engine"]["rows"],
+             "lanes": report["engine"]["lanes"], "memory": report["memory"]["kind"], "bits": bits}
+            | estimate(report, layers[bits], engine)
+            for report in read_reports() for bits in layers]
+
+
+# The large layer
+
+def multiply(device, q, batches, expected):
+    """Multiply every batch and check it: a list of (statistics, golden outputs, outputs)."""
+    layer = device.load(q)
+    return [(dict(layer.stats), agreeing(y, correct), y.size)
+            for y, correct in ((layer(x), correct) for x, correct in zip(batches, expected))]
+
+
+def memory_rate(memory, engine, clock):
+    """Sustained bytes per second of a simulated memory."""
+    _, rate, period, pause = MEMORIES[memory]
+    if rate is None:
+        return (engine.code_bits + engine.side_bits) / 8 * clock
+    return rate * (1 - pause / period)
+
+
+def run_large(plan, console):
+    """Figures of the large layer on every engine and memory: a list of dicts for JSON."""
+    size = plan.size
+    rng = np.random.default_rng(0)
+    W = rng.standard_normal((size, size), np.float32) / np.float32(np.sqrt(size))
+    batches = [rng.standard_normal((M, size), np.float32) for M in plan.tokens]
+    ends = np.cumsum(plan.tokens)[:-1]
+    matrices, expected = {}, {}
+    for bits in LARGE_BITS:
+        with progress_bar(f"quantising the large layer to W{bits}") as progress:
+            q = host.quantize(W, bits=bits, group_size=GROUP, progress=progress)
+            expected[bits] = np.split(golden.matmul(q, np.concatenate(batches)), ends)
+            matrices[bits] = q
+    jobs, cases = [], []
+    for rows, url in plan.engines.items():
+        with host.open(url) as device:
+            engine, clock = device.engine, device.clock_hz
+        for memory in MEMORIES:
+            rate = memory_rate(memory, engine, clock)
+            beat = (engine.code_bits + engine.side_bits) / 8
+            for bits, q in matrices.items():
+                cycles, beats = pass_cycles(engine, q.shape, bits, GROUP)
+                slowest = max(cycles, beats * beat * clock / rate)
+                join = "&" if "?" in url else "?"
+                jobs.append(Job(f"{url}{join}memory={memory}",
+                                slowest * sum(-(-M // rows) for M in plan.tokens),
+                                lambda device, q=q, bits=bits: multiply(
+                                    device, q, batches, expected[bits])))
+                cases.append((rows, memory, bits, rate, beats * beat, clock))
+    figures = []
+    for case, results in zip(cases, run_jobs("multiplying", jobs, console)):
+        rows, memory, bits, rate, image, clock = case
+        for M, (stats, equal, outputs) in zip(plan.tokens, results):
+            operations = 2 * M * size * size
+            figures.append({
+                "rows": rows, "memory": memory, "bits": bits, "tokens": M,
+                "cycles": stats["cycles"], "utilization": stats["utilization"],
+                "gops": operations * clock / stats["cycles"] / 1e9,
+                "memory_gops": operations * rate / (image + M * size) / 1e9,
+                "peak_gops": 2 * stats["peak_macs_per_cycle"] * clock / 1e9,
+                "bytes_read": stats["bytes_read"], "outputs": outputs, "golden": equal})
+    return {"shape": [size, size], "group_size": GROUP, "clock_hz": clock, "runs": figures}
+
+
+# What is printed
+
+def _agreement(figures):
+    """One line that says whether every output is the golden model's."""
+    outputs = sum(f["outputs"] for f in figures)
+    wrong = outputs - sum(f["golden"] for f in figures)
+    if wrong:
+        return f"{wrong:,} of {outputs:,} outputs DIFFER from the golden model."
+    return f"All {outputs:,} outputs equal the golden model's, bit for bit."
+
+
+def _table(title, columns, rows, caption):
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left",
+                  box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _classifier_table(result):
+    engine = result["engine"]
+    sizes = "-".join(str(n) for n in [result["layers"][0][1], *(N for N, _ in result["layers"])])
+    share = lambda f: f"{f['accuracy']:.2%}"
+    rows = [("float", share(result["float"]), "", "32", "", "", "", "")]
+    rows += [(f"W{w['bits']}", share(w), f"{w['logit_error']:.4f}", f"{w['bits_per_weight']:.2f}",
+              f"{w['cycles']:,}", f"{w['utilization']:.1%}", f"{w['gops']:.1f}",
+              f"{1e3 * w['seconds']:.2f} ms") for w in result["widths"]]
+    return _table(
+        f"Digits: MLP {sizes}, {result['images']} test images, quantised with GPTQ",
+        ("weights", "accuracy", "logit\nerror", "stored bits\nper weight", "cycles",
+         "utili-\nsation", "GOPS", "time"), rows,
+        f"{_agreement(result['widths'])} Cycles are simulated: {engine['lanes']} lanes, "
+        f"{engine['rows']} rows, ideal memory; GOPS and time follow at "
+        f"{result['clock_hz'] / 1e6:g} MHz, transfers from and to the host excluded. Utilisation "
+        f"counts the padding of K = {result['layers'][0][1]} to the {4 * engine['lanes']} inputs "
+        "that the engine takes per cycle. Logit error: relative, against the float network.")
+
+
+def _boards_table(estimates):
+    rows = [(e["board"], f"{e['lanes']} x {e['rows']}", f"{e['clock_hz'] / 1e6:.1f}",
+             f"W{e['bits']}", f"{e['cycles']:,}", f"{1e3 * e['seconds']:.2f}", e["limit"],
+             f"{e['image_bytes'] / 1024:.0f} of {e['memory_bytes'] / 1024:.0f}",
+             "" if e["fits"] or e["link_seconds"] is None else f"{e['link_seconds']:.1f}")
+            for e in estimates]
+    return _table(
+        "The same test set on boards: estimated, not run",
+        ("board", "lanes\nx rows", "MHz", "weights", "cycles", "ms", "limit", "memory\nKiB",
+         "sending\ns"), rows,
+        "The clock is the placed-and-routed one. Time is the larger of computing (the simulated "
+        "cycles, scaled to the board's engine) and reading the weights at its memory's rate. Where "
+        "they do not fit its memory they are sent in parts, which comes on top.")
+
+
+def _large_table(result):
+    N, K = result["shape"]
+    rows = [(str(r["rows"]), r["memory"], f"W{r['bits']}", str(r["tokens"]), f"{r['cycles']:,}",
+             f"{r['utilization']:.1%}", f"{r['gops']:.1f}", f"{r['memory_gops']:.1f}",
+             f"{r['peak_gops']:.1f}") for r in result["runs"]]
+    return _table(
+        f"One layer of {N} x {K}, groups of {result['group_size']}, M tokens",
+        ("engine\nrows", "memory", "weights", "M", "cycles", "utili-\nsation", "achieved\nGOPS",
+         "memory-\nlimited", "engine's\npeak"), rows,
+        f"{_agreement(result['runs'])} Cycles are simulated, GOPS follow at "
+        f"{result['clock_hz'] / 1e6:g} MHz. Memory-limited: reading weights and activations once "
+        "at the memory's sustained rate. An engine reads the weights once for every group of as "
+        "many tokens as it has rows.")
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m sim.demo", epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Classify digits and multiply by a large layer on the simulated accelerator.")
+    parser.add_argument("--prepare", action="store_true", help="build the engines and stop")
+    parser.add_argument("--quick", action="store_true",
+                        help="a small engine, a few images and a small layer, in seconds")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    return parser
+
+
+def main(argv=None):
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit status: 0 done, 1 failed, 2 bad usage.
+    """
+    parser = _parser()
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as stop:
+        return stop.code
+    try:
+        return _run(args)
+    except (host.LutraError, OSError, MemoryError, KeyboardInterrupt) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"{parser.prog}: error: {message}", file=sys.stderr)
+        return 1
+
+
+def _run(args):
+    plan = QUICK if args.quick else FULL
+    console = Console(stderr=True, highlight=False)
+    out = Console(highlight=False)
+    show = (lambda *_: None) if args.json else (lambda *parts: out.print(*parts, sep="\n"))
+    prepare(plan, console)
+    if args.prepare:
+        return 0
+    start = time.monotonic()
+    classifier, layers, engine = run_classifier(plan, console)
+    show(_classifier_table(classifier), "")
+    boards = run_boards(layers, engine)
+    show(_boards_table(boards) if boards else
+         "Boards: no estimate, because docs/reports has no report of a placed-and-routed board "
+         "(python -m hdl.build makes them).", "")
+    large = run_large(plan, console)
+    show(_large_table(large))
+    seconds = time.monotonic() - start
+    exact = all(f["golden"] == f["outputs"] for f in classifier["widths"] + large["runs"])
+    if args.json:
+        print(json.dumps({"classifier": classifier, "boards": boards, "large": large,
+                          "exact": exact, "seconds": round(seconds, 1)}))
+    else:
+        show(f"Done in {seconds:.0f} s.")
+    if not exact:
+        raise host.DeviceError("the device's results differ from the golden model")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
