@@ -32,10 +32,11 @@ demo: install
 
 lint: install
 	$(BIN)/ruff check .
-	$(BIN)/pyright --warnings
+	$(BIN)/mypy
+	$(BIN)/python docs/generate.py --check
 
 test: lint
-	PYTHONWARNINGS=error::DeprecationWarning:lutra $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 bench: install
 	$(BIN)/python -m sim.bench

@@ -7,8 +7,17 @@ from amaranth.lib.wiring import In, Out
 
 from hdl.layout import side_fields
 
-__all__ = ["Client", "Flags", "Flow", "Kind", "Tag", "MemorySignature", "read_request",
-           "read_response", "write_request"]
+__all__ = [
+    "Client",
+    "Flags",
+    "Flow",
+    "Kind",
+    "MemorySignature",
+    "Tag",
+    "read_request",
+    "read_response",
+    "write_request",
+]
 
 
 class Client(IntEnum):

@@ -192,7 +192,8 @@ class Bridge(wiring.Component):
                 # The engine's writes go first; they are short.
                 with m.If((space == Space.MEMORY) & ~self.engine.write.valid & self.memory.room):
                     m.d.comb += [
-                        self.i.ready.eq(1), write.valid.eq(1), write.payload.address.eq(memory_beat),
+                        self.i.ready.eq(1), write.valid.eq(1),
+                        write.payload.address.eq(memory_beat),
                         write.payload.data.eq(self.i.p.data.replicate(engine.write_bits // 32)),
                         write.payload.mask.eq(
                             Const(1, engine.beat_bytes // 4) << address[2:beat_bits])]

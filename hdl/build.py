@@ -49,11 +49,12 @@ _INTERMEDIATE = ("*.config", "top.json", "top_route.dcp", ".Xil")
 # (tokens, fences), and old data, which the RTLIL asks for, would cost look-up tables per block.
 _ANY_DATA = "proc; setparam -set COLLISION_X_MASK 1'1 t:$memrd_v2 r:CLK_ENABLE=1 %i"
 
-# Vivado's own cells have a parameter that Yosys' models of them lack.
+# Vivado's own cells have a parameter that Yosys' models of them lack.  Without -flatten abc9 of
+# Yosys 0.70 trips over the names of some modules.
 _XILINX7_YS = """\
 read_verilog top.v
 setparam -unset SIM_DEVICE t:BUFGCTRL
-synth_xilinx -family xc7 -top top
+synth_xilinx -flatten -family xc7 -top top
 tee -q -o utilisation.json stat -json -tech xilinx
 tee -q -o utilisation.rpt stat -tech xilinx
 """
@@ -139,7 +140,7 @@ def _run(command, work):
         raise BuildError(f"{name}: {next((x for x in lines if 'ERROR' in x), lines[-1])}") from None
 
 
-def _ecp5(commands, work, steps):
+def _ecp5(commands, work, steps, config):
     """Synthesise, place, route and pack; returns what the report says of it."""
     for title, command in zip(("synthesise", "place and route", "pack"), commands):
         with steps(title):
@@ -160,7 +161,7 @@ def _ecp5(commands, work, steps):
         "dsp": used.get("MULT18X18D", 0), "bitstream": "top.bit"}
 
 
-def _xilinx7(commands, work, steps):
+def _xilinx7(commands, work, steps, config):
     """Estimate the utilisation with Yosys and, where Vivado is installed, run it."""
     with steps("synthesise"):
         _run(["yosys", "-q", "-l", "yosys.rpt", "utilisation.ys"], work)
@@ -169,27 +170,24 @@ def _xilinx7(commands, work, steps):
         n for cell, n in found.items() if re.fullmatch(pattern, cell))
     result = {
         "fmax_mhz": None, "timing_met": None, "critical_path": None,
-        "lut": (count(r"LUT[1-6]|INV|SRL\w+|RAM(32|64)X1S") + count(r"RAM(32|64)X1D", 2)
+        "lut": (count(r"LUT[1-6](_2)?|SRL\w+|RAM(32|64)X1S") + count(r"RAM(32|64)X1D", 2)
                 + count(r"RAM(32|64)M|RAM128X1D", 4)),
         "ff": count(r"FD\w+"), "bram": count("RAMB36E1") + count("RAMB18E1", 0.5),
         "dsp": count("DSP48E1"), "bitstream": None}
     if shutil.which("vivado"):
         with steps("Vivado"):
             _run(commands[0], work)
-        result |= _vivado_reports(work) | {"bitstream": "top.bit"}
+        result |= _vivado_reports(work, config.clock_hz) | {"bitstream": "top.bit"}
     return result
 
 
-def _vivado_reports(work):
+def _vivado_reports(work, clock_hz):
     """Clock and area as Vivado reports them."""
     timing = (work / "top_timing.rpt").read_text()
-    # The first numbers of the summary: worst and total negative slack, in ns.
-    slack = float(re.search(r"WNS\(ns\).*?\n[\s-]*\n?\s*(-?\d+\.\d+)", timing, re.S)[1])
-    period = min(float(p) for p in re.findall(r"^\S*output\S*\s+\{[^}]*\}\s+(\d+\.\d+)", timing,
-                                              re.M))
+    slack = float(re.search(r"WNS\(ns\).*\n.*\n\s*(-?\d+\.\d+)", timing)[1])
     area = (work / "top_utilization_place.rpt").read_text()
     used = lambda row: float(re.search(rf"^\|\s*{row}\s*\|\s*([\d.]+)", area, re.M)[1])
-    return {"fmax_mhz": round(1e3 / (period - slack), 2), "timing_met": slack >= 0,
+    return {"fmax_mhz": round(1e3 / (1e9 / clock_hz - slack), 2), "timing_met": slack >= 0,
             "lut": int(used("Slice LUTs")), "ff": int(used("Slice Registers")),
             "bram": used("Block RAM Tile"), "dsp": int(used("DSPs"))}
 
@@ -263,7 +261,7 @@ def build(board, config, *, seed=1, out=None, allow_timing_fail=False, steps=Non
             try:
                 commands = json.loads(files["build_top.json"])["commands"]
                 report = describe(board, config) | {"digest": digest, "seed": seed}
-                report |= _FLOWS[board.family](commands, work, steps)
+                report |= _FLOWS[board.family](commands, work, steps, config)
             except BuildError:
                 _deliver(work, out)
                 raise

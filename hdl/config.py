@@ -1,4 +1,4 @@
-"""What an engine is: the parameters fixed when the gateware is generated, and what follows from them.
+"""What an engine is: the parameters fixed when gateware is generated, and what follows from them.
 
 Light by design (no Amaranth, no NumPy): the host reads a device's configuration with it.
 """
@@ -114,7 +114,8 @@ class EngineConfig:
         for name in ("zero_points", "epilogue", "counters"):
             legal(name, (False, True))
         if not isinstance(self.address_bits, int) or not 8 <= self.address_bits <= 32:
-            raise ConfigError(f"address_bits must be an integer in 8..32, not {self.address_bits!r}")
+            raise ConfigError("address_bits must be an integer in 8..32, not "
+                              f"{self.address_bits!r}")
         if self.code_bits < 128:
             raise ConfigError(
                 "a beat must hold an instruction of 128 bits: 4 * lanes * columns must be at "

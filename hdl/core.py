@@ -7,13 +7,22 @@ from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from hdl.beat import Client, Flags, Flow, Kind, read_request, read_response, side_slices, write_request
+from hdl.beat import (
+    Client,
+    Flags,
+    Flow,
+    Kind,
+    read_request,
+    read_response,
+    side_slices,
+    write_request,
+)
 from hdl.cell import Cell, Timing
 from hdl.control import Control
 from hdl.isa import INSTRUCTION_BITS
 from hdl.layout import PARAMETER_BITS
-from hdl.parts import add, count_down, delay
 from hdl.parameters import ParameterQueue
+from hdl.parts import add, count_down, delay
 from hdl.prepare import Prepare
 from hdl.registers import COUNTERS, Error
 from hdl.requests import GatherRequests
@@ -144,7 +153,8 @@ class Core(wiring.Component):
             return delay(m, value, cycle, name=name)
 
         strobes = Signal(data.StructLayout({
-            "codes": 1, "first": 1, "column": 1, "clear": 1, "capture": 1, "end": 1, "parameters": 1}))
+            "codes": 1, "first": 1, "column": 1, "clear": 1, "capture": 1, "end": 1,
+            "parameters": 1}))
         is_codes = what.kind == Kind.CODES
         m.d.comb += [
             strobes.codes.eq(valid & is_codes),

@@ -5,8 +5,17 @@ gateware never imports the host.  :mod:`host` re-exports every name.
 """
 
 __all__ = [
-    "LutraError", "ConfigError", "ArgumentError", "ArgumentTypeError", "FileError",
-    "CapacityError", "BuildError", "DeviceError", "ProgramError", "LinkError", "LinkTimeout",
+    "ArgumentError",
+    "ArgumentTypeError",
+    "BuildError",
+    "CapacityError",
+    "ConfigError",
+    "DeviceError",
+    "FileError",
+    "LinkError",
+    "LinkTimeout",
+    "LutraError",
+    "ProgramError",
 ]
 
 

@@ -72,7 +72,7 @@ FIELDS = {
         "zero": Field(6, 1, "each K tile starts with three beats that sum the activations "
                             "for the zero points"),
         "high": Field(7, 1, "activations are the high bytes of int16: sums count 256 times"),
-        "requant": Field(8, 1, "in the last K tile each column ends with a beat of "
+        "requant": Field(8, 1, "in the last K tile each column starts with a beat of "
                                "re-quantisation parameters"),
         "planes": Field(12, 3, "bit planes of a weight", 1),
         "tiles": Field(16, 16, "K tiles", 1),
@@ -135,12 +135,12 @@ class Instruction:
 
     @classmethod
     def decode(cls, word):
-        """The inverse of :meth:`encode`; a malformed word is an :exc:`~hdl.errors.ArgumentError`."""
+        """The inverse of :meth:`encode`; a malformed word is an ArgumentError."""
         try:
             opcode = Opcode(word & 15)
         except ValueError:
-            raise ArgumentError(f"opcode must be one of {', '.join(f'{o} ({o.name})' for o in Opcode)}"
-                                f", not {word & 15}") from None
+            legal = ", ".join(f"{o} ({o.name})" for o in Opcode)
+            raise ArgumentError(f"opcode must be one of {legal}, not {word & 15}") from None
         values = {name: (word >> f.offset & (2**f.width - 1)) + f.bias
                   for name, f in FIELDS[opcode].items()}
         instruction = cls.make(opcode, **values)

@@ -5,9 +5,16 @@ Light by design: plain Python integers and lists.
 
 from hdl.config import BLOCK, SCALE_BITS
 
-__all__ = ["PARAMETER_FIELDS", "COARSE_BASE", "COARSE_STEP", "FINE_SHIFT", "PARAMETER_BITS",
-           "activation_order", "lane_positions",
-           "side_fields"]
+__all__ = [
+    "COARSE_BASE",
+    "COARSE_STEP",
+    "FINE_SHIFT",
+    "PARAMETER_BITS",
+    "PARAMETER_FIELDS",
+    "activation_order",
+    "lane_positions",
+    "side_fields",
+]
 
 PARAMETER_FIELDS = {"bias": (0, 48), "multiplier": (48, 16), "shift": (64, 3)}
 """(offset, width) of the re-quantisation parameters of one output column."""

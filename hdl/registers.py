@@ -6,7 +6,8 @@ Every address is a byte address of 64 bits; a word has 32 bits.  Bits 63..62 cho
 from dataclasses import dataclass
 from enum import IntEnum
 
-__all__ = ["COUNTERS", "COUNTER_BITS", "COUNTER_TAPS", "REGISTERS", "Error", "Register", "Space", "Status", "base_of"]
+__all__ = ["COUNTERS", "COUNTER_BITS", "COUNTER_TAPS", "REGISTERS", "Error", "Register", "Space",
+           "Status", "base_of"]
 
 MAGIC = 0x4C555452  # "LUTR"
 

@@ -63,7 +63,7 @@ class GatherRequests(wiring.Component):
         with m.If(accept):
             m.d.sync += job.eq(self.i.p)
 
-        # What the next request is, one-hot: a beat of sums, a plane, or a column's parameters.
+        # What the next request is, one-hot: a beat of sums, a column's parameters, or a plane.
         inside = Signal()       # a K tile has begun
         sums = Signal(2)        # beats left that sum the activations
         codes = Signal()
@@ -88,10 +88,11 @@ class GatherRequests(wiring.Component):
         address = Signal(self.config.address_bits)
         count_up(m, address, load=prime, value=job.address, step=step, family=family)
         new_tile = prime | tile_step
-        m.d.sync += [finishes.eq(job.last & last_tile),
-                     has_parameters.eq(job.requant & job.last & last_tile)]
+        fresh = Signal()        # the cycle after
+        m.d.sync += [fresh.eq(new_tile), finishes.eq(job.last & last_tile)]
         m.d.comb += [
-            ends_column.eq(parameters | (codes & last_plane & ~has_parameters)),
+            has_parameters.eq(job.requant & job.last & last_tile),
+            ends_column.eq(codes & last_plane),
             ends_tile.eq(ends_column & last_column),
             plane_step.eq(step & codes),
             column_step.eq(step & ends_column),
@@ -115,19 +116,22 @@ class GatherRequests(wiring.Component):
             banks.eq(banks + self.table_ready - starts),
             sink.eq((sink & ~(starts & finishes)) | self.sink_ready),
         ]
+        starts_column = sums[0] | ends_column       # the next request does
         with m.If(step):
             m.d.sync += [
                 inside.eq(~ends_tile), sums.eq(sums >> 1),
-                codes.eq(sums[0] | parameters | (codes & (~last_plane | ~has_parameters))),
-                parameters.eq(codes & last_plane & has_parameters),
+                codes.eq(parameters | (codes & ~last_plane) | (starts_column & ~has_parameters)),
+                parameters.eq(starts_column & has_parameters),
             ]
         with m.If(plane_step):
             m.d.sync += first_plane.eq(0)
         with m.If(prime | column_step):
             m.d.sync += first_plane.eq(1)
         with m.If(new_tile):
-            m.d.sync += [sums.eq(Mux(job.zero, 2, 0)), codes.eq(~job.zero), parameters.eq(0),
+            m.d.sync += [sums.eq(Mux(job.zero, 2, 0)), codes.eq(0), parameters.eq(0),
                          first_tile.eq(prime & job.first)]
+        with m.If(fresh & ~job.zero):
+            m.d.sync += [codes.eq(~has_parameters), parameters.eq(has_parameters)]
         with m.If(tile_step):
             m.d.sync += bank.eq(~bank)
         with m.If(prime):

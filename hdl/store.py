@@ -1,4 +1,4 @@
-"""The store stage: takes finished accumulators and writes them to memory, as they are or as int8."""
+"""The store stage: writes finished accumulators to memory, as they are or as int8."""
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring

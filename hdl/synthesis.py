@@ -135,7 +135,8 @@ def synthesize(design, *, name="top", options=""):
         Directory with ``top.json`` and ``yosys.log``.
     """
     text = rtlil.convert(design, name=name, emit_src=False)
-    key = hashlib.sha256("\0".join((text, options, tool_version("yosys"), _FLOW)).encode()).hexdigest()
+    identity = "\0".join((text, options, tool_version("yosys"), _FLOW))
+    key = hashlib.sha256(identity.encode()).hexdigest()
     home = cache_root() / "synth" / key[:20]
     if not (home / "top.json").exists():
         work = home.with_name(f"{home.name}.{os.getpid()}")

@@ -28,7 +28,8 @@ class Telemetry(wiring.Component):
     enable : In(1)
     events : In(count)
     shift : In(1)
-        Move all counters by a bit towards `o`, a cycle later; counter 0 comes first, its lowest bit first.  The
+        Move all counters by a bit towards `o`, a cycle later; counter 0 comes first, its lowest
+        bit first.  The
         bits come back at the end: COUNTER_BITS * count shifts leave everything as it was.
     o : Out(1)
     """

@@ -3,6 +3,7 @@
 import time
 import weakref
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -224,6 +225,24 @@ class Device:
         """
         return Layer(self, q, bias=bias, activation=activation, out=out, out_scale=out_scale)
 
+    def chain(self, layers, in_scale=None):
+        """Layers applied one after the other without leaving the device.
+
+        Parameters
+        ----------
+        layers : list of Layer
+            All but the last loaded with ``out="int8"``.
+        in_scale : float or None
+            Scale of the input; None takes it from the first call.
+
+        Returns
+        -------
+        host.chain.Chain
+        """
+        from host.chain import Chain
+
+        return Chain(self, layers, in_scale)
+
     def _adapt(self, q, bits):
         """Make sure that the engine can run `q`; a simulated device becomes one that can."""
         engine = self.engine
@@ -253,9 +272,14 @@ class Layer:
     def __init__(self, device, q, *, bias, activation, out, out_scale):
         if out not in ("float", "int8", "index"):
             raise ArgumentError(f"out must be 'float', 'int8' or 'index', not {out!r}")
-        if out != "float":
-            raise ArgumentError(f"a layer of format {q.format} has out='float'; int8 outputs stay "
-                                f"on the device, in device.chain, not {out!r}")
+        if out == "index":
+            raise ArgumentError(f"a layer of format {q.format} has out='float' or 'int8', not "
+                                "'index': its activations are not indexes")
+        if out_scale is None:
+            out_scale = q.output_scale
+        if out == "int8" and (out_scale is None or not 0 < out_scale < np.inf):
+            raise ArgumentError("out='int8' needs a positive finite out_scale (or q.output_scale "
+                                f"from calibration), not {out_scale!r}")
         if activation not in (None, "relu"):
             raise ArgumentError(f"activation must be None or 'relu', not {activation!r}")
         self.device = device
@@ -271,10 +295,13 @@ class Layer:
                 raise ArgumentError("bias must be finite")
             bias = bias.astype(np.float64)
         self.bias = bias
-        self._stats = {}
-        self._resident = None
+        self.out_scale = None if out_scale is None else float(np.float32(out_scale))
+        self._stats: dict[str, Any] = {}
+        self._resident: Any = None
         self._freed = False
-        self._place(8)
+        self._release = None
+        if out == "float":      # the others live in a chain, with its scales
+            self._place(8)
 
     def _place(self, bits):
         """Have the matrix on the device, for activations of `bits` bits."""
@@ -294,7 +321,7 @@ class Layer:
         """Refuse a matrix whose accumulators could overflow."""
         limit = min(EXACT_BITS, self.device.engine.accumulator_bits - 1)
         bound = row_bound(self.q) * (127 if bits == 8 else 32768)
-        if bound >= 2**EXACT_BITS or bits == 8 and bound >= 2**limit:
+        if bound >= 2**EXACT_BITS or (bits == 8 and bound >= 2**limit):
             raise CapacityError(
                 f"accumulators must stay below {limit} bits for {bits}-bit activations; this "
                 f"matrix can reach {bound.bit_length()} bits: split it along K or use fewer bits")
@@ -303,7 +330,8 @@ class Layer:
         """Give the layer's memory back."""
         if not self._freed:
             self._freed = True
-            self._release()
+            if self._release is not None:
+                self._release()
 
     @property
     def stats(self):
@@ -316,7 +344,7 @@ class Layer:
         return MappingProxyType(self._stats)
 
     def __call__(self, x):
-        """``x @ W.T + bias``.
+        """``x @ W.T + bias``; float outputs only.
 
         Parameters
         ----------
@@ -326,6 +354,9 @@ class Layer:
         -------
         float32 [..., N]
         """
+        if self.out != "float":
+            raise ArgumentError(f"a layer with out={self.out!r} works in device.chain; load it "
+                                "with out='float' to call it")
         N, K = self.q.shape
         flat, lead = activations.check(x, K)
         if self.q.permutation is not None:
@@ -375,7 +406,7 @@ class Layer:
         device, engine = self.device, self.device.engine
         image = self._resident.image
         passes = bits // 8
-        N, K = self.q.shape
+        N, _ = self.q.shape
         M = len(xq)
         out = np.zeros((M, N), np.int64)
         planes = [xq] if passes == 1 else [xq >> 8, xq & 255]

@@ -32,7 +32,7 @@ class Image:
     k_tiles : int
     planes : int
     zero, requant : bool
-        Whether K tiles start with sum beats; whether columns of the last end with parameters.
+        Whether K tiles start with sum beats; whether columns of the last start with parameters.
     positions : int [K]
         Where each stored column lies in the padded K.
     padding : float
@@ -167,9 +167,9 @@ def pack(codes, bits, scales, zeros, group_size, config: EngineConfig, parameter
             tile_side = side[k]
             if parameters is not None and k == k_tiles - 1:
                 extra = _parameter_beats(parameters, start, n, steps, config)
-                tile_data = np.concatenate([tile_data, extra[:, None]], axis=1)
+                tile_data = np.concatenate([extra[:, None], tile_data], axis=1)
                 blank = np.zeros((steps, 1, config.side_bits), np.uint8)
-                tile_side = np.concatenate([tile_side, blank], axis=1)
+                tile_side = np.concatenate([blank, tile_side], axis=1)
             tile_data = np.packbits(tile_data.reshape(-1, C * tile), axis=1, bitorder="little")
             tile_side = tile_side.reshape(-1, config.side_bits)
             if zeros is not None:

@@ -8,6 +8,7 @@ import json
 import statistics
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ __all__ = ["main"]
 
 SECTIONS = ("core", "utilization", "bandwidth", "simulator")
 _SEEDS = (1, 2, 3)
-_CORE = dict(family="ecp5", activation_bits=8, n_tile=1024, activation_bytes=8192,
+_CORE: dict[str, Any] = dict(family="ecp5", activation_bits=8, n_tile=1024, activation_bytes=8192,
              address_bits=20, builders=2)
 
 
@@ -27,7 +28,7 @@ def core_rows(progress):
     from hdl.core import Core
     from hdl.synthesis import Bench, place_and_route
 
-    cases = [
+    cases: list[tuple[str, dict[str, Any], Any, Any]] = [
         ("g >= 128", dict(lanes=64, scale_points=2), 21.0, 200),
         ("any g >= 32", dict(lanes=64, scale_points=8), 23.5, 190),
         ("g >= 128, 256 MACs", dict(lanes=128, scale_points=4), 18.5, 180),
@@ -124,7 +125,7 @@ def simulator_rows(progress):
     stats = _measure("sim:", 1, 4096, 4096, 2, progress)
     verilated = stats["cycles"] / stats["seconds"]
     progress("Amaranth's simulator")
-    core = Core(EngineConfig(**DEFAULT_ENGINE))
+    core: Any = Core(EngineConfig(**DEFAULT_ENGINE))
     cycles = 300
 
     async def clock(ctx):
@@ -183,7 +184,7 @@ def main(argv=None):
         print(json.dumps(found, indent=2))
     else:
         for name, rows in found.items():
-            _table(measure[name].__doc__.splitlines()[0], rows)
+            _table((measure[name].__doc__ or name).splitlines()[0], rows)
     return 0
 
 

@@ -424,7 +424,7 @@ def _table(title, columns, rows, caption):
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left",
                   box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table
@@ -443,7 +443,7 @@ def _classifier_table(result):
         ("weights", "accuracy", "logit\nerror", "stored bits\nper weight", "cycles",
          "utili-\nsation", "GOPS", "time"), rows,
         f"{_agreement(result['widths'])} Cycles are simulated: {engine['lanes']} lanes, "
-        f"{engine['rows']} rows, ideal memory; GOPS and time follow at "
+        f"{engine['rows']} row{'s' * (engine['rows'] > 1)}, ideal memory; GOPS and time follow at "
         f"{result['clock_hz'] / 1e6:g} MHz, transfers from and to the host excluded. Utilisation "
         f"counts the padding of K = {result['layers'][0][1]} to the {4 * engine['lanes']} inputs "
         "that the engine takes per cycle. Logit error: relative, against the float network.")
@@ -451,17 +451,17 @@ def _classifier_table(result):
 
 def _boards_table(estimates):
     rows = [(e["board"], f"{e['lanes']} x {e['rows']}", f"{e['clock_hz'] / 1e6:.1f}",
-             f"W{e['bits']}", f"{e['cycles']:,}", f"{1e3 * e['seconds']:.2f}", e["limit"],
+             f"W{e['bits']}", f"{1e3 * e['seconds']:.2f}", e["limit"],
              f"{e['image_bytes'] / 1024:.0f} of {e['memory_bytes'] / 1024:.0f}",
              "" if e["fits"] or e["link_seconds"] is None else f"{e['link_seconds']:.1f}")
             for e in estimates]
     return _table(
         "The same test set on boards: estimated, not run",
-        ("board", "lanes\nx rows", "MHz", "weights", "cycles", "ms", "limit", "memory\nKiB",
-         "sending\ns"), rows,
+        ("board", "lanes\nx rows", "MHz", "weights", "time\nms", "limit", "weights in\nmemory, KiB",
+         "sending\nthem, s"), rows,
         "The clock is the placed-and-routed one. Time is the larger of computing (the simulated "
-        "cycles, scaled to the board's engine) and reading the weights at its memory's rate. Where "
-        "they do not fit its memory they are sent in parts, which comes on top.")
+        "cycles, scaled to the board's engine) and reading the weights at its memory's rate. "
+        "Weights that do not fit its memory are sent in parts, which comes on top.")
 
 
 def _large_table(result):

@@ -1,6 +1,7 @@
 """The device behind ``sim:``: a Verilated top in this process."""
 
 import math
+from typing import Any
 from urllib.parse import parse_qsl
 
 from hdl.config import DeviceConfig, EngineConfig
@@ -20,7 +21,7 @@ MEMORIES = {
 """Memory models.  ``ddr3`` is a 16-bit DDR3-800: 1.6 GB/s at the pins; what refresh and turning
 round cost is gathered in one pause, so that it sustains the 1.43 GB/s that a controller reaches."""
 
-DEFAULT_ENGINE = dict(lanes=64, n_tile=4096, activation_bytes=32768)
+DEFAULT_ENGINE: dict[str, Any] = dict(lanes=64, n_tile=4096, activation_bytes=32768)
 
 
 class SimStream(ByteStream):
@@ -186,7 +187,7 @@ def open_sim(url, *, progress=None):
         except ValueError:
             raise ArgumentError(f"{url}: {text!r} is not a number") from None
 
-    engine = dict(DEFAULT_ENGINE)
+    engine: dict[str, Any] = dict(DEFAULT_ENGINE)
     fixed = set()
     for name, value in options.items():
         if name in engine_fields:

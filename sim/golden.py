@@ -4,11 +4,13 @@ The engine gathers signed sums plane by plane; here a quantised weight is one in
 ``scale * (q' - z')`` (LUT Tensor Core, eq. 2 and 3) and a layer one exact dot product.
 """
 
+from fractions import Fraction
+
 import numpy as np
 
 from host.errors import ArgumentError
 
-__all__ = ["integers", "matmul", "requantize"]
+__all__ = ["chain", "integers", "matmul", "requantize"]
 
 EXACT = 2**53
 
@@ -81,18 +83,52 @@ def matmul(q, x, bias=None):
     return y.astype(np.float32).reshape(*x.shape[:-1], N)
 
 
-def requantize(acc, bias, multiplier, shift, relu=False):
-    """int8 results of the epilogue: ``clip(rint((acc + bias) * multiplier / 2**shift))``.
+def chain(chain, x):
+    """What a :class:`host.chain.Chain` computes, from its layers and integers.
 
-    Exact rational arithmetic on Python integers; ties go to even.
+    Parameters
+    ----------
+    chain : host.chain.Chain
+        Called at least once, or given an ``in_scale``.
+    x : float32 [M, K]
+
+    Returns
+    -------
+    float32 [M, N]
+    """
+    q = chain.layers[0].q
+    x = np.asarray(x, np.float32)
+    if q.permutation is not None:
+        x = np.take(x, q.permutation, axis=1)
+    if q.input_scale is not None:
+        x = np.multiply(x, q.input_scale, dtype=np.float32)
+    scale = np.float32(chain.in_scale)
+    xq = np.maximum(np.minimum(np.round(np.divide(x, scale, dtype=np.float32)), 127), -127)
+    for i, layer in enumerate(chain.layers):
+        if i and layer.q.permutation is not None:
+            xq = np.take(xq, layer.q.permutation, axis=1)
+        acc = integers(layer.q, xq.astype(np.int64))
+        if i == len(chain.layers) - 1:
+            break
+        r = chain.requantizations[i]
+        xq = requantize(acc, r.bias, r.multiplier, r.shift, relu=layer.activation == "relu")
+        scale = np.float32(layer.out_scale)
+    y = acc.astype(np.float64) * layer.q.row_scale.astype(np.float64) * float(scale)
+    if layer.bias is not None:
+        y = y + layer.bias
+    y = y.astype(np.float32)
+    return np.maximum(y, 0) if layer.activation == "relu" else y
+
+
+def requantize(acc, bias, multiplier, shift, relu=False):
+    """int8 results of the epilogue.
+
+    ``clip(rint(((acc + bias) >> (8 + 4 * shift)) * multiplier / 2**22))`` on exact rationals; ties
+    go to even.
     """
     def one(a, b, f, s):
-        value = (int(a) + int(b)) * int(f)
-        quotient, rest = divmod(value, 1 << int(s))
-        double = 2 * rest - (1 << int(s))
-        if double > 0 or double == 0 and quotient % 2:
-            quotient += 1
-        return min(127, max(0 if relu else -127, quotient))
+        shifted = (int(a) + int(b)) // 2 ** (8 + 4 * int(s))
+        return min(127, max(0 if relu else -127, round(Fraction(shifted * int(f), 2**22))))
 
     return np.array([[one(a, b, f, s) for a, b, f, s in zip(row, bias, multiplier, shift)]
                      for row in acc], np.int8).reshape(np.shape(acc))

@@ -54,7 +54,7 @@ def verilog_of(config):
 
 
 def _design_key(config, trace):
-    """Digest of all that decides the library: gateware sources, configuration, harness, versions."""
+    """Digest of all that decides the library: gateware, configuration, harness, versions."""
     h = hashlib.sha256(config.digest.encode())
     for path in sorted(Path(__file__).parent.parent.joinpath("hdl").rglob("*.py")):
         h.update(path.read_bytes())

@@ -23,7 +23,8 @@ class ByteRAM(wiring.Component):
     words : int
         Depth in words of 32 bits, a power of two.
     family : str
-        ``"portable"``, ``"ecp5"`` (DP16KD, whose ports may differ in width; 512 words a block) or ``"xilinx7"`` (inferred).
+        ``"portable"``, ``"ecp5"`` (DP16KD, whose ports may differ in width; 512 words
+        a block) or ``"xilinx7"`` (inferred).
 
     Members
     -------

@@ -283,7 +283,7 @@ def _print_table(summary):
         ("matrix", source), ("shape [N, K]", "{} x {}".format(*summary["shape"])),
         ("tokens", f"{summary['tokens']}"), ("format", f"{summary['format']}: {fields}"),
         ("stored bits/weight", f"{summary['bits_per_weight']:.3f}"), ("device", summary["device"]),
-        ("engine", f"{engine['lanes']} lanes, {engine['rows']} rows, {engine['columns']} columns "
+        ("engine", f"{engine['lanes']} lanes, rows {engine['rows']}, columns {engine['columns']} "
                    f"at {summary['clock_hz'] / 1e6:g} MHz")]
     if summary["cycles"]:
         rows += [

@@ -92,8 +92,8 @@ class Client(Transport):
     Attributes
     ----------
     statistics : Statistics
-    max_words : int or None
-        Most payload words of a frame, None before the first session.
+    max_words : int
+        Most payload words of a frame, 0 before the first session.
     """
 
     def __init__(self, stream, *, retries=7, timeout=0.25, progress=None, name=None):
@@ -106,7 +106,7 @@ class Client(Transport):
         self.progress = progress
         self.name = stream.name if name is None else name
         self.statistics = Statistics()
-        self.max_words = None
+        self.max_words: int = 0     # HELLO tells
         self._stream = stream
         self._synchronised = False
         # A response to the previous process must not pass for ours.

@@ -83,10 +83,10 @@ class TestTraining:
 def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
-    with pytest.raises(host.FileError, match="not a file of sim.digits"):
+    with pytest.raises(host.FileError, match=r"not a file of sim\.digits"):
         digits.load(path)
 
 
 def test_missing_file_is_refused(tmp_path):
-    with pytest.raises(host.FileError, match="python -m sim.digits makes one"):
+    with pytest.raises(host.FileError, match=r"python -m sim\.digits makes one"):
         digits.load(tmp_path / "nowhere")

@@ -1,0 +1,286 @@
+"""Chains: layers whose activations never leave the device.
+
+Between two layers the device re-quantises to int8 with static scales (see :mod:`hdl.epilogue`), so
+a chain needs the scale of every intermediate: ``load(q, out="int8", out_scale=...)``.
+"""
+
+import weakref
+from dataclasses import dataclass
+
+import numpy as np
+
+from hdl.isa import Instruction, Target
+from hdl.layout import COARSE_BASE, COARSE_STEP, FINE_SHIFT, PARAMETER_FIELDS, activation_order
+from hdl.registers import COUNTERS
+from host import activations
+from host.compiler import LayerCode, matmul_program
+from host.errors import ArgumentError, CapacityError
+from host.pack import pack, spread
+
+__all__ = ["Chain", "Requantization", "requantization"]
+
+
+@dataclass(frozen=True)
+class Requantization:
+    """Integers with which a device turns a layer's accumulators into int8.
+
+    ``y = clip(rint(((acc + bias) >> (8 + 4 * shift)) * multiplier / 2**22), -127, 127)``
+
+    Attributes
+    ----------
+    bias, multiplier, shift : int64 [N]
+    """
+
+    bias: np.ndarray
+    multiplier: np.ndarray
+    shift: np.ndarray
+
+
+def requantization(factor, bias, planes):
+    """Integers for real factors.
+
+    Parameters
+    ----------
+    factor : float [N]
+        Steps of the result per accumulator unit.
+    bias : float [N]
+        In accumulator units.
+    planes : int
+        Bit planes of a weight; the bias becomes a multiple of ``2**(planes - 1)``.
+
+    Raises
+    ------
+    CapacityError
+        A factor or bias is outside what the device's integers hold.
+    """
+    factor = np.asarray(factor, np.float64)
+    exponent = np.frexp(factor)[1]          # factor in [2**(e-1), 2**e)
+    shift = -(-(16 - FINE_SHIFT - COARSE_BASE - exponent) // COARSE_STEP)
+    largest_shift = 2 ** PARAMETER_FIELDS["shift"][1] - 1
+    shift = np.maximum(shift - 1, 0)
+    multiplier = np.rint(np.ldexp(factor, FINE_SHIFT + COARSE_BASE + COARSE_STEP * shift))
+    low = multiplier < 2**12
+    shift = shift + low
+    multiplier = np.rint(np.ldexp(factor, FINE_SHIFT + COARSE_BASE + COARSE_STEP * shift))
+    if (multiplier >= 2**16).any() or (shift > largest_shift).any() or not (factor > 0).all():
+        bad = factor[(multiplier >= 2**16) | (shift > largest_shift) | ~(factor > 0)][0]
+        raise CapacityError(
+            f"a re-quantisation factor must be in 2**-46..2**-14, not {bad:g}: choose another "
+            "out_scale")
+    unit = 2 ** (planes - 1)
+    bias = np.rint(np.asarray(bias, np.float64) / unit)
+    if (np.abs(bias) >= 2**47).any():
+        raise CapacityError(f"a bias must stay below 2**47 times {unit} accumulator units")
+    return Requantization(bias.astype(np.int64) * unit, multiplier.astype(np.int64),
+                          shift.astype(np.int64))
+
+
+class Chain:
+    """Layers applied one after the other on the device; made by ``device.chain``.
+
+    Parameters
+    ----------
+    device : Device
+    layers : list of Layer
+        All but the last with ``out="int8"``; the last with ``out="float"``.
+    in_scale : float or None
+        Scale of the first layer's int8 input.  None takes ``max|x| / 127`` of the first call and
+        keeps it.
+
+    Attributes
+    ----------
+    requantizations : list of Requantization
+        Of every layer but the last.
+    stats : dict
+        As ``layer.stats``, over the whole chain.
+    """
+
+    def __init__(self, device, layers, in_scale=None):
+        if not layers:
+            raise ArgumentError("a chain must have at least one layer, not none")
+        for i, layer in enumerate(layers):
+            if isinstance(layer, tuple):
+                raise ArgumentError("elementwise products of layers need the index epilogue of "
+                                    "format kmeans; a bitserial chain takes layers only")
+            if layer.device is not device:
+                raise ArgumentError(f"layer {i} of the chain belongs to another device")
+            wanted = "float" if i == len(layers) - 1 else "int8"
+            if layer.out != wanted:
+                raise ArgumentError(f"layer {i} of {len(layers)} must have out={wanted!r}, not "
+                                    f"{layer.out!r}")
+        for i, (a, b) in enumerate(zip(layers, layers[1:])):
+            if a.q.shape[0] != b.q.shape[1]:
+                raise ArgumentError(f"layer {i} gives {a.q.shape[0]} outputs, layer {i + 1} takes "
+                                    f"{b.q.shape[1]} inputs; they must be equal")
+        self.device = device
+        self.layers = list(layers)
+        self.in_scale = None if in_scale is None else float(np.float32(in_scale))
+        self.stats: dict = {}
+        self.requantizations: list[Requantization] = []
+        self._placed: list = []
+        self._generation = None
+
+    def _scales(self):
+        """Input scale of every layer."""
+        return [self.in_scale, *(layer.out_scale for layer in self.layers[:-1])]
+
+    def _place(self):
+        """Have the chain's images on the device."""
+        device = self.device
+        for layer in self.layers:
+            device._adapt(layer.q, 8)
+        if not device.engine.epilogue:
+            raise CapacityError(f"{device.url} is built without the epilogue that chains need")
+        if self._generation == device.generation:
+            return
+        engine = device.engine
+        self.requantizations, self._placed = [], []
+        for i, layer in enumerate(self.layers):
+            q = layer.q
+            codes, scales, zeros = q.codes, q.scales, q.zeros
+            parameters = None
+            if i < len(self.layers) - 1:
+                factor, following = self._requantize(i), self.layers[i + 1].q
+                # The device writes results in order; this order is the one LOAD expects.
+                source = _stream_order(following, engine)
+                real = source >= 0
+                rows = np.where(real, source, 0)
+                codes = np.where(real[:, None], codes[rows], 0).astype(np.uint8)
+                scales = np.where(real[:, None], scales[rows], 0).astype(np.uint16)
+                zeros = None if zeros is None else zeros[rows]
+                unit = 2 ** (q.config.bits - 1)
+                parameters = {
+                    "bias": np.where(real, factor.bias[rows] // unit, 0),
+                    "multiplier": np.where(real, factor.multiplier[rows], 2**12),
+                    "shift": np.where(real, factor.shift[rows], 0)}
+            image = pack(codes, q.config.bits, scales, zeros, q.config.group_size, engine,
+                         parameters)
+            address = device.memory.take(len(image.data))
+            if address is None:
+                raise CapacityError(f"layer {i} of the chain takes {len(image.data)} beats; the "
+                                    f"largest free part has {device.memory.largest()}")
+            device.write_beats(address, image.data, image.side)
+            code = LayerCode(tiles=[(address + b, s) for b, s in image.tiles],
+                             k_tiles=image.k_tiles, planes=image.planes, zero=image.zero,
+                             requant=image.requant)
+            self._placed.append((image, code))
+            weakref.finalize(self, _give, device, device.generation, address)
+        self._generation = device.generation
+
+    def _requantize(self, i):
+        layer, following = self.layers[i], self.layers[i + 1].q
+        scale_in, scale_out = self._scales()[i], layer.out_scale
+        unit = layer.q.row_scale.astype(np.float64) * scale_in
+        factor = unit / scale_out
+        if following.input_scale is not None:
+            # x'[j] = x[permutation[j]] * input_scale[j], folded into this layer's rows.
+            order = np.arange(len(factor)) if following.permutation is None \
+                else following.permutation
+            factor[order] *= following.input_scale
+        bias = np.zeros(len(factor)) if layer.bias is None else layer.bias / unit
+        self.requantizations.append(requantization(factor, bias, layer.q.config.bits))
+        return self.requantizations[-1]
+
+    def __call__(self, x):
+        """Apply the chain.
+
+        Parameters
+        ----------
+        x : float32 or float16 [..., K]
+
+        Returns
+        -------
+        float32 [..., N]
+        """
+        from host.device import collect, result_beats
+
+        first, last = self.layers[0], self.layers[-1]
+        flat, lead = activations.check(x, first.q.shape[1])
+        if self.in_scale is None:
+            self.in_scale = float(np.float32(np.abs(flat).max(initial=0)) / np.float32(127)) or 1.0
+        self._place()
+        device, engine = self.device, self.device.engine
+        xq = self.quantize(flat)
+        images = [image for image, _ in self._placed]
+        groups = -(-len(xq) // engine.rows)
+        # Beats of a group before every layer, and of its results; all start at multiples of rows.
+        sizes = [image.k_tiles * engine.tile_beats for image in images]
+        results = sum(result_beats(steps, engine) for _, steps in images[-1].tiles)
+        total = dict.fromkeys(COUNTERS, 0)
+        acc = np.zeros((len(xq), last.q.shape[0]), np.int64)
+        room = device.memory.largest() - engine.rows * (len(sizes) + 2)
+        batch = min(groups, room // (sum(sizes) + results + 16 * len(images)))
+        if groups and not batch:
+            raise CapacityError(f"one group of {engine.rows} tokens needs {sum(sizes) + results} "
+                                f"beats for the chain's activations; {max(room, 0)} are free")
+        for start in range(0, groups, max(1, batch)):
+            count = min(batch, groups - start)
+            with device.memory.hold(count * (sum(sizes) + results) + engine.rows) as base:
+                base = -(-base // engine.rows) * engine.rows
+                areas = [base + count * sum(sizes[:i]) for i in range(len(sizes) + 1)]
+                tokens = [slice((start + g) * engine.rows, (start + g + 1) * engine.rows)
+                          for g in range(count)]
+                data = np.concatenate([
+                    activations.arrange(xq[t], images[0].positions, images[0].padded_k, engine)
+                    for t in tokens])
+                device.write_beats(areas[0], data)
+                program = []
+                for i, (_, code) in enumerate(self._placed):
+                    final = i == len(self._placed) - 1
+                    size = results if final else sizes[i + 1]
+                    addresses = [(areas[i] + g * sizes[i], areas[i + 1] + g * size)
+                                 for g in range(count)]
+                    target = Target.ACCUMULATORS if final else Target.INT8
+                    program += matmul_program(engine, code, addresses, target=target,
+                                              relu=self.layers[i].activation == "relu")
+                    program.append(Instruction.make("FENCE"))
+                for name, value in device.run(program).items():
+                    total[name] += value
+                beats = device.read_beats(areas[-1], count * results)
+                for g, t in enumerate(tokens):
+                    acc[t] = collect(beats[g * results:(g + 1) * results], images[-1].tiles, engine,
+                                     last.q.shape[0])[:len(acc[t])]
+        self._figure(total, len(xq))
+        y = acc.astype(np.float64) * last.q.row_scale.astype(np.float64) * self._scales()[-1]
+        if last.bias is not None:
+            y += last.bias
+        y = y.astype(np.float32)
+        if last.activation == "relu":
+            y = np.maximum(y, 0)
+        return y.reshape(*lead, last.q.shape[0])
+
+    def quantize(self, x):
+        """int8 input of the first layer, in its stored order: int16 [M, K]."""
+        q = self.layers[0].q
+        if q.permutation is not None:
+            x = x[:, q.permutation]
+        if q.input_scale is not None:
+            x = x * q.input_scale
+        return np.clip(np.rint(x / np.float32(self.in_scale)), -127, 127).astype(np.int16)
+
+    def _figure(self, counters, M):
+        engine = self.device.engine
+        macs = [int(np.prod(layer.q.shape)) for layer in self.layers]
+        ideal = sum(n / engine.peak_macs(layer.q.config.bits)
+                    for n, layer in zip(macs, self.layers))
+        cycles = counters["cycles"]
+        self.stats = {
+            **counters, "gather_cycles": counters["gather_busy"], "tokens": M,
+            "peak_macs_per_cycle": sum(macs) / ideal,
+            "utilization": M * ideal / cycles if cycles else 0.0,
+            "bytes_read": counters["beats_read"] * (engine.code_bits + engine.side_bits) // 8,
+            "bytes_written": counters["beats_written"] * engine.beat_bytes}
+
+
+def _stream_order(q, engine):
+    """For every byte that LOAD reads of a token: which output of the layer before it is, or -1."""
+    K = q.shape[1]
+    positions, padded = spread(K, q.config.group_size, engine)
+    column = np.full(padded, -1)
+    column[positions] = np.arange(K) if q.permutation is None else q.permutation
+    return column.reshape(-1, engine.tile_k)[:, activation_order(engine)].reshape(-1)
+
+
+def _give(device, generation, address):
+    if device.generation == generation:
+        device.memory.give(address)

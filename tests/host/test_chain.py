@@ -1,0 +1,83 @@
+"""Chains of layers on the device against the golden model."""
+
+import numpy as np
+import pytest
+
+import host
+import sim.golden
+from host.chain import requantization
+from tests.conftest import random_matrix
+from tests.hdl.test_core import ENGINES, SMALL
+
+
+def scaled(rng, N, K, bits, scheme, group_size, permuted=False):
+    q = random_matrix(rng, N, K, bits, group_size, scheme)
+    extra = {}
+    if permuted:
+        extra = {"permutation": rng.permutation(K),
+                 "input_scale": rng.random(K).astype(np.float32) + 0.5}
+    groups = q.scales.shape[1]
+    return host.from_codes(
+        "bitserial", codes=q.codes, bits=bits, zeros=q.zeros, group_size=group_size,
+        scales=rng.random((N, groups)) / np.sqrt(K) / 2**bits, scheme=scheme, **extra)
+
+
+@pytest.mark.parametrize("engine", ["rows1", "rows2", "rows2columns2", "block"])
+def test_equals_the_golden_model(devices, engine):
+    device = devices(SMALL + ENGINES[engine])
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        sizes = [int(rng.integers(1, 300)) for _ in range(4)]
+        layers = []
+        for i, (K, N) in enumerate(zip(sizes, sizes[1:])):
+            q = scaled(rng, N, K, int(rng.integers(1, 6)), "asymmetric" if seed % 2 else "symmetric",
+                       None, permuted=i > 0 and seed > 1)
+            last = i == len(sizes) - 2
+            layers.append(device.load(
+                q, bias=rng.normal(0, 1, N), activation="relu" if i == 0 else None,
+                out="float" if last else "int8", out_scale=None if last else 0.05))
+        chain = device.chain(layers)
+        x = rng.normal(0, 1, (int(rng.integers(1, 6)), sizes[0])).astype(np.float32)
+        y = chain(x)
+        assert np.array_equal(y, sim.golden.chain(chain, x)), f"seed {seed}"
+        assert np.array_equal(chain(x), y), "a second call must not differ"
+
+
+def test_approximates_the_float_layers(devices):
+    device = devices(SMALL)
+    rng = np.random.default_rng(5)
+    W = [rng.normal(0, 1 / 8, (64, 96)), rng.normal(0, 1 / 8, (10, 64))]
+    q = [host.quantize(w.astype(np.float32), bits=8, group_size=None) for w in W]
+    x = rng.normal(0, 1, (5, 96)).astype(np.float32)
+    hidden = np.maximum(x @ W[0].T, 0)
+    first = device.load(q[0], activation="relu", out="int8", out_scale=hidden.max() / 127)
+    chain = device.chain([first, device.load(q[1])])
+    y, exact = chain(x), hidden @ W[1].T
+    assert np.linalg.norm(y - exact) < 0.03 * np.linalg.norm(exact)
+
+
+def test_factors_round_to_what_the_device_has():
+    r = requantization(2.0 ** np.arange(-45, -14), np.full(31, 100.0), 4)
+    value = r.multiplier / 2.0 ** (22 + 8 + 4 * r.shift)
+    assert np.array_equal(value, 2.0 ** np.arange(-45, -14))
+    assert (r.multiplier >= 2**12).all() and (r.multiplier < 2**16).all()
+    assert (r.bias == 104).all()        # a multiple of 8
+    with pytest.raises(host.CapacityError, match="out_scale"):
+        requantization([2.0**-10], [0], 2)
+
+
+def test_refuses_what_does_not_fit(devices):
+    device = devices(SMALL)
+    rng = np.random.default_rng(0)
+    a = device.load(random_matrix(rng, 8, 16, 2, None, "symmetric"), out="int8", out_scale=1.0)
+    b = device.load(random_matrix(rng, 4, 9, 2, None, "symmetric"))
+    with pytest.raises(host.ArgumentError, match="gives 8 outputs, layer 1 takes 9"):
+        device.chain([a, b])
+    with pytest.raises(host.ArgumentError, match="must have out='float'"):
+        device.chain([a])
+    with pytest.raises(host.ArgumentError, match="at least one layer"):
+        device.chain([])
+    with pytest.raises(host.ArgumentError, match="device.chain"):
+        a(np.zeros((1, 16), np.float32))
+    with pytest.raises(host.ArgumentError, match="out_scale"):
+        device.load(random_matrix(rng, 8, 16, 2, None, "symmetric"), out="int8")
