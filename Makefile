@@ -28,7 +28,8 @@ $(VENV)/.ready: pyproject.toml
 install: $(VENV)/.ready
 
 demo: install
-	@PYTHONUNBUFFERED=1 $(BIN)/python -m sim.demo
+	@$(BIN)/python -m sim.demo --prepare
+	@$(BIN)/python -m sim.demo
 
 lint: install
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ a chain needs the scale of every intermediate: ``load(q, out="int8", out_scale=.
 
 import weakref
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -54,19 +55,16 @@ def requantization(factor, bias, planes):
         A factor or bias is outside what the device's integers hold.
     """
     factor = np.asarray(factor, np.float64)
+    # The smallest shift that leaves the multiplier 13 bits or more.
     exponent = np.frexp(factor)[1]          # factor in [2**(e-1), 2**e)
-    shift = -(-(16 - FINE_SHIFT - COARSE_BASE - exponent) // COARSE_STEP)
-    largest_shift = 2 ** PARAMETER_FIELDS["shift"][1] - 1
-    shift = np.maximum(shift - 1, 0)
+    spare = FINE_SHIFT + COARSE_BASE - 13 + exponent
+    shift = np.maximum(0, -(spare // COARSE_STEP))
     multiplier = np.rint(np.ldexp(factor, FINE_SHIFT + COARSE_BASE + COARSE_STEP * shift))
-    low = multiplier < 2**12
-    shift = shift + low
-    multiplier = np.rint(np.ldexp(factor, FINE_SHIFT + COARSE_BASE + COARSE_STEP * shift))
-    if (multiplier >= 2**16).any() or (shift > largest_shift).any() or not (factor > 0).all():
-        bad = factor[(multiplier >= 2**16) | (shift > largest_shift) | ~(factor > 0)][0]
-        raise CapacityError(
-            f"a re-quantisation factor must be in 2**-46..2**-14, not {bad:g}: choose another "
-            "out_scale")
+    bad = ~(factor > 0) | (multiplier > 2**16) | (shift >= 2 ** PARAMETER_FIELDS["shift"][1])
+    if bad.any():
+        raise CapacityError("a re-quantisation factor must be in 2**-46..2**-14, not "
+                            f"{factor[bad][0]:g}: choose another out_scale")
+    multiplier = np.minimum(multiplier, 2**16 - 1)
     unit = 2 ** (planes - 1)
     bias = np.rint(np.asarray(bias, np.float64) / unit)
     if (np.abs(bias) >= 2**47).any():
@@ -108,7 +106,7 @@ class Chain:
             if layer.out != wanted:
                 raise ArgumentError(f"layer {i} of {len(layers)} must have out={wanted!r}, not "
                                     f"{layer.out!r}")
-        for i, (a, b) in enumerate(zip(layers, layers[1:])):
+        for i, (a, b) in enumerate(pairwise(layers)):
             if a.q.shape[0] != b.q.shape[1]:
                 raise ArgumentError(f"layer {i} gives {a.q.shape[0]} outputs, layer {i + 1} takes "
                                     f"{b.q.shape[1]} inputs; they must be equal")

