@@ -75,9 +75,7 @@ class Plan:
     tokens: tuple = (1, 8)
 
 
-# Results stay floats on the host here.  Without the epilogue, which makes int8 of them, the eight
-# rows store as fast as two planes are gathered.
-FULL = Plan(engines={1: "sim:", 8: "sim:?rows=8&epilogue=0"}, images=None, size=4096)
+FULL = Plan(engines={1: "sim:", 8: "sim:?rows=8&builders=8"}, images=None, size=4096)
 QUICK = Plan(engines={1: "sim:?lanes=32&n_tile=64&activation_bytes=1024&memory_mib=4"},
              images=8, size=256)
 CLASSIFIER_BITS = (8, 4, 2)
@@ -99,7 +97,7 @@ class Layer:
 
 
 def pass_cycles(engine, shape, bits, group_size):
-    """Cycles and beats of one group of ``engine.rows`` tokens, start and end left out.
+    """Cycles and beats that gathering for one group of ``engine.rows`` tokens takes.
 
     Returns
     -------

@@ -6,6 +6,7 @@ from urllib.parse import parse_qsl
 
 from hdl.config import DeviceConfig, EngineConfig
 from hdl.errors import ArgumentError, ConfigError, LinkTimeout
+from hdl.protocol import BAUDS
 from hdl.registers import Space
 from host.link import ByteStream, Client, Transport
 from sim.library import Library
@@ -38,7 +39,10 @@ class SimStream(ByteStream):
 
     def receive(self, max_bytes, timeout):
         cycles = max(1000, int(timeout * self._library.config.clock_hz))
-        return self._library.receive_bytes(max_bytes, min(cycles, 2_000_000))
+        return self._library.receive_bytes(max_bytes, cycles)
+
+    def time(self):
+        return self._library.cycle() / self._library.config.clock_hz
 
     def flush_input(self):
         self._library.flush()
@@ -90,7 +94,11 @@ class SimTransport(Transport):
             write = 0 if rate is None else config.engine.beat_bytes * hz / rate
             cycles = math.ceil(latency * hz) if self.latency is None else self.latency
             self.library.memory(cycles, cost, write, every * hz, pause * hz, 256)
-        self._client = Client(SimStream(self.library, self.name))
+        baud = None
+        if config.link == "uart":
+            baud = BAUDS[0]
+            self.library.bit_cycles(config.clock_hz / baud)
+        self._client = Client(SimStream(self.library, self.name, baud))
 
     @property
     def bytes_per_second(self):
@@ -172,42 +180,55 @@ def open_sim(url, *, progress=None):
     """Transport of a ``sim:`` URL (see :func:`host.open`)."""
     body, _, query = url.removeprefix("sim:").partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
-    if body:
-        raise ArgumentError(f"board {body!r} is unknown")
-    engine_fields = EngineConfig.__dataclass_fields__
-    own = {"memory", "memory_mib", "latency", "trace", "clock", "link"}
-    unknown = sorted(set(options) - own - set(engine_fields))
+    fields = EngineConfig.__dataclass_fields__
+    own = {"trace", "clock", "link"} | ({"size"} if body else {"memory", "memory_mib", "latency"})
+    unknown = sorted(set(options) - own - set(fields))
     if unknown:
         raise ArgumentError(f"{url}: unknown option {', '.join(unknown)}; legal are "
-                            f"{', '.join(sorted(own | set(engine_fields)))}")
+                            f"{', '.join(sorted(own | set(fields)))}")
 
-    def number(text, kind=int):
+    def number(name, kind: Any = int):
         try:
-            return kind(text)
+            return kind(options[name])
         except ValueError:
-            raise ArgumentError(f"{url}: {text!r} is not a number") from None
+            raise ArgumentError(f"{url}: {name} must be a number, not "
+                                f"{options[name]!r}") from None
 
-    engine: dict[str, Any] = dict(DEFAULT_ENGINE)
-    fixed = set()
-    for name, value in options.items():
-        if name in engine_fields:
-            fixed.add(name)
-            kind = engine_fields[name].type
-            if kind is bool:
-                engine[name] = value.lower() in ("1", "true", "yes")
-            else:
-                engine[name] = number(value) if kind is int else value
-    memory = options.get("memory", "ideal")
-    if memory not in MEMORIES:
-        raise ArgumentError(f"{url}: memory must be one of {', '.join(MEMORIES)}, not {memory!r}")
-    mib = number(options.get("memory_mib", "64"))
+    def choice(name, legal):
+        value = options.get(name, legal[0])
+        if value not in legal:
+            raise ArgumentError(f"{url}: {name} must be one of {', '.join(legal)}, not {value!r}")
+        return value
+
+    engine: dict[str, Any] = {}
+    for name in set(options) & set(fields):
+        kind: Any = fields[name].type
+        if kind is bool:
+            options.setdefault(name, "1")
+            engine[name] = choice(name, ("1", "0", "true", "false")) in ("1", "true")
+        else:
+            engine[name] = number(name) if kind is int else options[name]
+    link = choice("link", ("stream", "uart"))
+    clock = int(number("clock", float)) if "clock" in options else None
     try:
-        config = EngineConfig(**engine)
-        device = DeviceConfig(
-            engine=config, memory="port", memory_beats=mib * 2**20 // config.beat_bytes,
-            clock_hz=int(number(options.get("clock", "200e6"), float)))
+        if body:
+            from boards import find
+
+            board = find(body)
+            size = choice("size", tuple(board.sizes))
+            # The board's design with the portable forms of its parts.
+            device = board.config(size, clock_hz=clock, family="portable", **engine).replace(
+                link=link)
+            return SimTransport(device, name=url, fixed=fields, trace=options.get("trace"),
+                                progress=progress)
+        config = EngineConfig(**{**DEFAULT_ENGINE, **engine})
+        mib = number("memory_mib") if "memory_mib" in options else 64
+        device = DeviceConfig(engine=config, link=link,
+                              memory_beats=mib * 2**20 // config.beat_bytes,
+                              clock_hz=clock or 200_000_000)
     except ConfigError as error:
         raise ConfigError(f"{url}: {error}") from None
     return SimTransport(
-        device, name=url, memory=memory, fixed=fixed, trace=options.get("trace"),
-        latency=number(options["latency"]) if "latency" in options else None, progress=progress)
+        device, name=url, memory=choice("memory", tuple(MEMORIES)), fixed=engine,
+        trace=options.get("trace"), direct=link == "stream",
+        latency=number("latency") if "latency" in options else None, progress=progress)

