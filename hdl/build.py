@@ -13,10 +13,10 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
 from math import ceil
 from pathlib import Path
 
-import amaranth
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -124,7 +124,7 @@ def _elaborate_here():
 def _tools(board):
     """Versions of the tools that a build of the board runs, by name."""
     names = {"ecp5": ("yosys", "nextpnr-ecp5", "ecppack"), "xilinx7": ("yosys",)}[board.family]
-    versions = {"amaranth": amaranth.__version__} | {name: tool_version(name) for name in names}
+    versions = {"amaranth": version("amaranth")} | {name: tool_version(name) for name in names}
     if board.family == "xilinx7" and shutil.which("vivado"):
         versions["vivado"] = run([tool("vivado"), "-version"], ".").splitlines()[0]
     return versions
@@ -166,13 +166,12 @@ def _xilinx7(commands, work, steps, config):
     with steps("synthesise"):
         _run(["yosys", "-q", "-l", "yosys.rpt", "utilisation.ys"], work)
     found = json.loads((work / "utilisation.json").read_text())["design"]["num_cells_by_type"]
-    count = lambda pattern, size=1: size * sum(
-        n for cell, n in found.items() if re.fullmatch(pattern, cell))
+    count = lambda pattern: sum(n for cell, n in found.items() if re.fullmatch(pattern, cell))
     result = {
         "fmax_mhz": None, "timing_met": None, "critical_path": None,
-        "lut": (count(r"LUT[1-6](_2)?|SRL\w+|RAM(32|64)X1S") + count(r"RAM(32|64)X1D", 2)
-                + count(r"RAM(32|64)M|RAM128X1D", 4)),
-        "ff": count(r"FD\w+"), "bram": count("RAMB36E1") + count("RAMB18E1", 0.5),
+        "lut": (count(r"LUT[1-6](_2)?|SRL\w+|RAM(32|64)X1S") + 2 * count(r"RAM(32|64)X1D")
+                + 4 * count(r"RAM(32|64)M|RAM128X1D")),
+        "ff": count(r"FD\w+"), "bram": count("RAMB36E1") + count("RAMB18E1") / 2,
         "dsp": count("DSP48E1"), "bitstream": None}
     if shutil.which("vivado"):
         with steps("Vivado"):
@@ -183,10 +182,14 @@ def _xilinx7(commands, work, steps, config):
 
 def _vivado_reports(work, clock_hz):
     """Clock and area as Vivado reports them."""
-    timing = (work / "top_timing.rpt").read_text()
-    slack = float(re.search(r"WNS\(ns\).*\n.*\n\s*(-?\d+\.\d+)", timing)[1])
-    area = (work / "top_utilization_place.rpt").read_text()
-    used = lambda row: float(re.search(rf"^\|\s*{row}\s*\|\s*([\d.]+)", area, re.M)[1])
+    def number(report, pattern):
+        found = re.search(pattern, (work / report).read_text(), re.M)
+        if found is None:
+            raise BuildError(f"Vivado's {report} is not as expected: no {pattern}")
+        return float(found[1])
+
+    slack = number("top_timing.rpt", r"WNS\(ns\).*\n.*\n\s*(-?\d+\.\d+)")
+    used = lambda row: number("top_utilization_place.rpt", rf"^\|\s*{row}\s*\|\s*([\d.]+)")
     return {"fmax_mhz": round(1e3 / (1e9 / clock_hz - slack), 2), "timing_met": slack >= 0,
             "lut": int(used("Slice LUTs")), "ff": int(used("Slice Registers")),
             "bram": used("Block RAM Tile"), "dsp": int(used("DSPs"))}

@@ -104,7 +104,7 @@ class SimTransport(Transport):
     def bytes_per_second(self):
         """Bandwidth that the memory model sustains; None where it has no limit."""
         _, rate, every, pause = MEMORIES[self.memory]
-        return None if rate is None else rate * every / (every + pause)
+        return None if rate is None else rate * (1 - pause / every)
 
     def adapt(self, engine, q, bits):
         """Become an engine that runs `q` at its full rate; whether anything changed."""

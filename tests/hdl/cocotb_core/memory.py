@@ -18,7 +18,7 @@ __all__ = ["Bench", "Memory", "Stalls"]
 
 ROOM_WRITES = 32
 """Writes that the memory takes after it withdrew `room` (see hdl.beat.MemorySignature)."""
-STILL_CYCLES = 2_000
+STILL_CYCLES = 5_000
 """Cycles without a beat after which a program hangs; an engine reports a deadlock far earlier."""
 
 
@@ -198,7 +198,7 @@ class Bench:
         if memory.room and stalls.no_room and rng.random() < stalls.no_room:
             memory.room = 0
             memory.since_room = 0
-        elif not memory.room and rng.random() < max(stalls.room_again, 0.01):
+        elif not memory.room and rng.random() < stalls.room_again:
             memory.room = 1
         self.drive("write_room", memory.room)
         self.drive("write_idle", int(not memory.writes))
