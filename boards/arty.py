@@ -40,5 +40,5 @@ ARTY_A7_100 = _board(
         "default": Size(engine=EngineConfig(family="xilinx7", lanes=64, rows=2),
                         memory_bytes=128 * 1024),
         "max": Size(engine=EngineConfig(family="xilinx7", lanes=256, rows=4),
-                    memory_bytes=256 * 1024),
+                    memory_bytes=128 * 1024),
     })

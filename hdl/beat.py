@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 
 from hdl.layout import side_fields
 
-__all__ = [
+__all__ = ["OWED_BITS",
     "Client",
     "Flags",
     "Flow",
@@ -18,6 +18,10 @@ __all__ = [
     "read_response",
     "write_request",
 ]
+
+
+OWED_BITS = 12
+"""The memory keeps fewer than 2**12 beats under way."""
 
 
 class Client(IntEnum):

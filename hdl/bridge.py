@@ -4,7 +4,7 @@ from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hdl.beat import Client, MemorySignature, side_words
+from hdl.beat import OWED_BITS, Client, MemorySignature, side_words
 from hdl.link.endpoint import BusRequest, BusResponse
 from hdl.protocol import Status as BusStatus
 from hdl.registers import COUNTER_BITS, COUNTERS, REGISTERS, Error, Space, Status
@@ -29,8 +29,10 @@ class Bridge(wiring.Component):
     i : In(stream of BusRequest), o : Out(stream of BusResponse)
     engine : In(MemorySignature), memory : Out(MemorySignature)
         The engine's port, and the port to the memory.
-    start, reset : Out(1), program : Out(address_bits)
-        Control register writes (strobes) and the program address.
+    start : Out(1), program : Out(address_bits)
+        Start the program (strobe) at this address.
+    reset : Out(1)
+        Hold the engine in reset; lasts until the memory owes the engine nothing.
     running, done, failed : In(1), error : In(Error)
         The engine's state.
     counter_shift : Out(1), counter_bit : In(1)
@@ -95,23 +97,36 @@ class Bridge(wiring.Component):
         reading = Signal()      # and for its beat
         request, response = self.memory.request, self.memory.response
         link_turn = Signal()
+        offered = Signal()      # the link's request was offered and must stay
+        m.d.sync += offered.eq(link_turn & ~request.ready)
         m.d.comb += [
-            link_turn.eq(pending & ~self.engine.request.valid),
+            link_turn.eq(pending & (offered | ~self.engine.request.valid)),
             request.valid.eq(self.engine.request.valid | pending),
             request.payload.eq(self.engine.request.payload),
-            self.engine.request.ready.eq(request.ready),
-            self.engine.response.valid.eq(response.valid
+            self.engine.request.ready.eq(request.ready & ~link_turn),
+            self.engine.response.valid.eq(response.valid & ~self.reset
                                           & (response.p.tag.client != Client.LINK)),
             self.engine.response.payload.eq(response.payload),
-            response.ready.eq(self.engine.response.ready
+            response.ready.eq(self.engine.response.ready | self.reset
                               | (response.p.tag.client == Client.LINK)),
             *(getattr(self.engine, n).eq(getattr(self.memory, n))
               for n in ("room", "idle")),
             self.engine.fault.eq(self.memory.fault),
         ]
+        # A soft reset lasts until the memory has answered what the engine had asked for.
+        owed = Signal(OWED_BITS)
+        asked = request.valid & request.ready & ~link_turn
+        took = response.valid & response.ready & (response.p.tag.client != Client.LINK)
+        m.d.sync += owed.eq(owed + asked - took)
+        reset_now = Signal()
+        with m.If(reset_now):
+            m.d.sync += self.reset.eq(1)
+        with m.Elif((owed == 0) & ~self.engine.request.valid):
+            m.d.sync += self.reset.eq(0)
         held = Signal(engine.address_bits)
         with m.If(link_turn):
-            m.d.comb += [request.p.address.eq(held), request.p.tag.client.eq(Client.LINK)]
+            m.d.comb += [Value.cast(request.payload).eq(0), request.p.address.eq(held),
+                         request.p.tag.client.eq(Client.LINK)]
             with m.If(request.ready):
                 m.d.sync += pending.eq(0)
 
@@ -128,8 +143,8 @@ class Bridge(wiring.Component):
             m.d.sync += self.o.valid.eq(0)
         busy = Signal()
         turning = Signal()
-        m.d.comb += busy.eq(self.o.valid | reading | turning)
-        m.d.sync += [self.start.eq(0), self.reset.eq(0)]
+        m.d.comb += busy.eq(self.o.valid | reading | turning | reset_now | self.reset)
+        m.d.sync += [self.start.eq(0), reset_now.eq(0)]
         # The counters are one ring of bits; `at_front` is the number of the one that comes next.
         # The ring moves a cycle after the strobe, so that each bit takes two cycles.
         counters = REGISTERS["COUNTERS"].offset >> 2
@@ -181,7 +196,7 @@ class Bridge(wiring.Component):
                                              wanted.eq(address[2:8] - counters)]
                     with m.Case(REGISTERS["CONTROL"].offset >> 2):
                         m.d.sync += [*answer(0), self.start.eq(self.i.p.write & self.i.p.data[0]),
-                                     self.reset.eq(self.i.p.write & self.i.p.data[1])]
+                                     reset_now.eq(self.i.p.write & self.i.p.data[1])]
                 with m.If(self.i.p.write & ~address[8:62].any()
                           & (address[2:8] == REGISTERS["PROGRAM"].offset >> 2)):
                     m.d.sync += self.program.eq(self.i.p.data)

@@ -83,18 +83,12 @@ class Control(wiring.Component):
             "issued": Out(1),
         })
 
-    def _unused(self):
-        """Bits that no instruction of this engine uses; they must be zero."""
-        config = self.config
-        used = set(range(4))
-        for opcode, fields in FIELDS.items():
-            for name, f in fields.items():
-                used |= set(range(f.offset, f.offset + _width(config, opcode, name, f)))
-        return sorted(set(range(INSTRUCTION_BITS)) - used)
-
     def _legal(self, opcode, word):
-        """Whether the fields of `opcode` ask for what this engine has."""
+        """Whether the fields of `opcode` ask for what this engine has, and all else is zero."""
         config, fields = self.config, FIELDS[opcode]
+        used = set(range(4))
+        for name, f in fields.items():
+            used |= set(range(f.offset, f.offset + _width(config, opcode, name, f)))
         refused = []
         if not config.epilogue:
             refused += ["target", "relu", "requant"]
@@ -102,7 +96,8 @@ class Control(wiring.Component):
             refused += ["zero"]
         if config.activation_bits == 8:
             refused += ["high", "unsigned"]
-        legal = ~Cat(word[fields[name].offset] for name in refused if name in fields).any()
+        used -= {fields[name].offset for name in refused if name in fields}
+        legal = ~Cat(word[b] for b in range(INSTRUCTION_BITS) if b not in used).any()
         if "columns" in fields:     # stored minus one
             low, high = fields["columns"].offset, (MIN_COLUMNS - 1).bit_length()
             count = word[low:low + fields["columns"].width]
@@ -135,10 +130,8 @@ class Control(wiring.Component):
             m.d.sync += checks.eq(Cat(1, checks))
 
         # Two cycles of checks, from registers to registers.
-        excess = Signal()
         known = Signal()
         legal = Signal()
-        m.d.sync += excess.eq(Cat(word[b] for b in self._unused()).any())
         is_op, fits = {}, []
         for opcode in Opcode:
             is_op[opcode] = Signal(name=f"is_{opcode.name.lower()}")
@@ -146,7 +139,7 @@ class Control(wiring.Component):
             m.d.sync += [is_op[opcode].eq(word[:4] == opcode), fit.eq(self._legal(opcode, word))]
             fits.append(is_op[opcode] & fit)
         m.d.sync += [known.eq(Cat(*is_op.values()).any()),
-                     legal.eq(Cat(*fits).any() & ~excess)]
+                     legal.eq(Cat(*fits).any())]
 
         # One pending instruction per stage; the payload is shared, the valids are not.
         taken = Signal()

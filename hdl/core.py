@@ -8,6 +8,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from hdl.beat import (
+    OWED_BITS,
     Client,
     Flags,
     Flow,
@@ -33,8 +34,6 @@ __all__ = ["Core"]
 
 DRAIN_BITS = 6
 """More than log2 of the cycles from the stream register to the last write."""
-OWED_BITS = 12
-"""The memory keeps fewer than 2**12 beats under way."""
 
 
 class Core(wiring.Component):
@@ -247,8 +246,7 @@ class Core(wiring.Component):
         owing = Signal()
         m.d.sync += [
             owing.eq((owed != 0) | in_flight | ~self.write_idle | self.o_request.valid),
-            control.stages_busy.eq(prepare.busy | prepare.wait_table | prepare.wait_memory
-                                   | requests.busy | store.busy | owing),
+            control.stages_busy.eq(prepare.active | requests.busy | store.busy | owing),
             control.progress.eq(prepare.busy | owing),
         ]
 

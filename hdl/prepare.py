@@ -39,7 +39,10 @@ class Prepare(wiring.Component):
         One bit per lane group: write the entries to its lanes.
     entry, bank : Out
         Where in the table.
+    active : Out(1)
+        An instruction is being executed.
     busy, wait_table, wait_memory : Out(1)
+        What the stage does in this cycle.
     """
 
     def __init__(self, config):
@@ -54,7 +57,7 @@ class Prepare(wiring.Component):
             "table_free": In(1), "table_ready": Out(1),
             "entries": Out(data.ArrayLayout(data.ArrayLayout(entry, config.builders), config.rows)),
             "group": Out(len(config.lane_groups)), "entry": Out(self.entry_width), "bank": Out(1),
-            "busy": Out(1), "wait_table": Out(1), "wait_memory": Out(1),
+            "active": Out(1), "busy": Out(1), "wait_table": Out(1), "wait_memory": Out(1),
         })
 
     def elaborate(self, platform):
@@ -181,6 +184,8 @@ class Prepare(wiring.Component):
             m.d.sync += bank.eq(~bank)
 
         m.d.comb += [
+            # Until the last entry is in its table.
+            self.active.eq(loading | building | here.write | there.write),
             self.busy.eq(running | took),
             self.wait_table.eq(building & ~running & ~start),
             self.wait_memory.eq(loading & ~took),

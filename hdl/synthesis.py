@@ -53,10 +53,10 @@ def tool(name):
 
 @cache
 def tool_version(name):
-    """First line of a tool's version text."""
+    """A tool's version: the last line it prints (YoWASP's first call prints more)."""
     done = subprocess.run([tool(name), "-V" if name == "yosys" else "--version"],
                           capture_output=True, text=True)
-    return (done.stdout + done.stderr).strip().splitlines()[0]
+    return (done.stdout + done.stderr).strip().splitlines()[-1]
 
 
 class Bench(wiring.Component):

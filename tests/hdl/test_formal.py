@@ -305,6 +305,7 @@ PROPERTIES = [
     (onchip, 10, None),
     (uart_queue, 16, None),
     (control, 10, 3),
+    (bridge, 10, None),
 ]
 
 
@@ -320,12 +321,3 @@ def test_holds(tmp_path, make, depth, induction):
 @pytest.mark.parametrize("make, depth, induction", PROPERTIES, ids=ids(PROPERTIES))
 def test_can_fail(tmp_path, make, depth, induction):
     assert not make(True).run(tmp_path, depth)
-
-
-# A read of the link waits at the port with its address; if the engine wants the port before the
-# memory takes it, the engine's address replaces it.
-@pytest.mark.xfail(strict=True, raises=AssertionError,
-                   reason="the engine's request displaces one of the link that is already offered")
-def test_the_bridge_holds_its_requests(tmp_path):
-    assert bridge(False).run(tmp_path, 10)
-

@@ -100,3 +100,40 @@ def test_zero_tokens_and_empty_batches(devices):
     layer = device.load(q, bias=bias)
     assert np.array_equal(layer(np.zeros((2, 128), np.float32)), np.tile(bias, (2, 1)))
     assert layer(np.zeros((0, 128), np.float32)).shape == (0, 8)
+
+
+def test_soft_reset_in_mid_program(devices):
+    """The engine is usable after a reset at any point, with beats under way or not."""
+    device = devices(SMALL + "&latency=40")
+    rng = np.random.default_rng(0)
+    q = random_matrix(rng, 40, 600, 4, 64, "asymmetric")
+    layer = device.load(q)
+    x = rng.integers(-127, 128, (3, 600))
+    transport = device.transport
+    wait = transport.wait
+    for cycles in (1, 7, 30, 60, 100, 300, 700, 1500):
+        transport.wait = lambda timeout, cycles=cycles: transport.library.step(cycles)
+        try:
+            layer.integers(x)
+        except host.ProgramError:
+            pass        # it was still running; `run` has reset it
+        finally:
+            transport.wait = wait
+        device.reset()
+        assert np.array_equal(layer.integers(x), sim.golden.integers(q, x)), cycles
+
+
+def test_malformed_programs_leave_a_working_device(devices):
+    from hdl.isa import Instruction
+
+    device = devices(SMALL)
+    cases = [
+        ([Instruction.make("LMMA", columns=8, last=1)], "DEADLOCK"),
+        ([Instruction.make("STORE", columns=8)], "DEADLOCK"),
+        ([Instruction.make("LMMA", columns=5)], "BAD_FIELD"),
+        ([Instruction.make("LOAD", address=2**20)], "BAD_ADDRESS"),
+    ]
+    for program, name in cases:
+        with pytest.raises(host.ProgramError, match=name):
+            device.run(program)
+        check(device, np.random.default_rng(0), 20, 200, 3, 128)
