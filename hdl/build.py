@@ -25,7 +25,7 @@ from hdl.config import FORMATS, DeviceConfig, EngineConfig
 from hdl.errors import ArgumentError, BuildError, LutraError
 from hdl.protocol import BAUDS
 from hdl.registers import REGISTERS
-from hdl.synthesis import cache_root, run, tool, tool_version
+from hdl.synthesis import cache_root, detach_carries, run, tool, tool_version
 
 __all__ = ["build", "elaborate", "estimate", "main"]
 
@@ -49,12 +49,14 @@ _INTERMEDIATE = ("*.config", "top.json", "top_route.dcp", ".Xil")
 # (tokens, fences), and old data, which the RTLIL asks for, would cost look-up tables per block.
 _ANY_DATA = "proc; setparam -set COLLISION_X_MASK 1'1 t:$memrd_v2 r:CLK_ENABLE=1 %i"
 
-# Vivado's own cells have a parameter that Yosys' models of them lack.  Without -flatten abc9 of
-# Yosys 0.70 trips over the names of some modules.
+# Vivado's own cells have a parameter that Yosys' models of them lack.  Nets are split before abc9,
+# here and below, because it mistakes a wire named x[3] for a bit of x (yosys#4349).
 _XILINX7_YS = """\
 read_verilog top.v
 setparam -unset SIM_DEVICE t:BUFGCTRL
-synth_xilinx -flatten -family xc7 -top top
+synth_xilinx -flatten -family xc7 -top top -run begin:map_luts
+splitnets
+synth_xilinx -flatten -family xc7 -top top -run map_luts:
 tee -q -o utilisation.json stat -json -tech xilinx
 tee -q -o utilisation.rpt stat -tech xilinx
 """
@@ -104,15 +106,19 @@ def _elaborate_here():
     options = {}
     if board.family == "ecp5":
         options = {
-            "script_after_read": _ANY_DATA, "add_preferences": board.constraints_text,
+            "script_after_read": _ANY_DATA, "synth_opts": "-run begin:map_luts",
+            "script_after_synth": "splitnets\nsynth_ecp5 -top top -run map_luts:",
+            "add_preferences": board.constraints_text,
             "nextpnr_opts": f"--seed {request['seed']} --freq {config.clock_hz / 1e6:g} "
                             "--timing-allow-fail --report timing.json"}
     else:
         platform.add_file(board.constraints, board.constraints_text)
     files = platform.prepare(design(board, config), "top", emit_src=False, **options).files
-    files.pop("top.debug.v")
+    del files["top.debug.v"]
     if board.family == "xilinx7":
         files["utilisation.ys"] = _XILINX7_YS
+    else:       # Amaranth's scripts would leave out what happens between the tools
+        del files["build_top.sh"], files["build_top.bat"]
     files["registers.json"] = json.dumps({
         "registers": [dataclasses.asdict(r) for r in REGISTERS.values()],
         "identity": config.identity()}, indent=1)
@@ -145,6 +151,8 @@ def _ecp5(commands, work, steps, config):
     for title, command in zip(("synthesise", "place and route", "pack"), commands):
         with steps(title):
             _run(command, work)
+            if title == "synthesise":
+                detach_carries(work / "top.json")
     found = json.loads((work / "timing.json").read_text())
     used = {cell: n["used"] for cell, n in found["utilization"].items()}
     # `clk` is the core's; the PLL's own, which clocks two registers, is never the slower.
