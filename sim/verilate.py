@@ -11,18 +11,11 @@ from pathlib import Path
 
 from hdl.config import DeviceConfig
 from hdl.errors import BuildError
+from hdl.synthesis import cache_root
 
-__all__ = ["build", "cache_root"]
+__all__ = ["build"]
 
 _HARNESS = Path(__file__).with_name("harness.cpp")
-
-
-def cache_root():
-    """Directory of everything that can be built again; ``$LUTRA_CACHE`` or the user's cache."""
-    root = os.environ.get("LUTRA_CACHE")
-    if root:
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lutra"
 
 
 def verilator_environment():

@@ -20,7 +20,8 @@ from cocotb_tools.runner import get_runner
 
 from hdl.config import EngineConfig
 from hdl.core import Core
-from sim.verilate import cache_root, verilator_environment
+from hdl.synthesis import cache_root
+from sim.verilate import verilator_environment
 
 ENGINES = {"rows1": (1, 1), "rows2columns2": (2, 2)}
 WAVES = bool(os.environ.get("LUTRA_WAVES"))
