@@ -7,7 +7,9 @@ from amaranth.lib.wiring import In, Out
 
 from hdl.layout import side_fields
 
-__all__ = ["OWED_BITS",
+__all__ = [
+    "ROOM_READS",
+    "ROOM_WRITES",
     "Client",
     "Flags",
     "Flow",
@@ -20,8 +22,9 @@ __all__ = ["OWED_BITS",
 ]
 
 
-OWED_BITS = 12
-"""The memory keeps fewer than 2**12 beats under way."""
+
+ROOM_READS, ROOM_WRITES = 8, 32
+"""Requests and writes that a memory still takes when it says that it has no room."""
 
 
 class Client(IntEnum):
@@ -95,28 +98,30 @@ class MemorySignature(wiring.Signature):
 
     Members
     -------
-    request : Out(stream of read_request)
-        One beat per transfer.
+    request : Out(Flow(read_request))
+        One beat per transfer.  Always taken; while `read_room` is set the memory takes eight more.
     response : In(stream of read_response)
         In the order of the requests, any number of cycles later.
     write : Out(Flow of write_request)
-        Always taken; while `room` is set the memory takes 32 more.
+        Always taken; while `write_room` is set the memory takes 32 more.
     side_write : Out(Flow)
         One 32-bit word of a beat's sideband; only the link writes it.
-    room, idle : In(1)
-        See `write`; no write is under way.
+    read_room, write_room : In(1)
+        See `request` and `write`.
+    idle : In(1)
+        No beat is owed and no write is under way; may come one cycle late, never early.
     fault : In(1)
         A read or write addressed a beat that does not exist (strobe); a read is answered anyhow.
     """
 
     def __init__(self, config):
         super().__init__({
-            "request": Out(stream.Signature(read_request(config))),
+            "request": Out(Flow(read_request(config))),
             "response": In(stream.Signature(read_response(config))),
             "write": Out(Flow(write_request(config))),
             "side_write": Out(Flow(data.StructLayout({
                 "address": config.address_bits, "data": 32, "mask": side_words(config)}))),
-            "room": In(1), "idle": In(1), "fault": In(1),
+            "read_room": In(1), "write_room": In(1), "idle": In(1), "fault": In(1),
         })
 
 

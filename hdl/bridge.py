@@ -4,7 +4,7 @@ from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hdl.beat import OWED_BITS, Client, MemorySignature, side_words
+from hdl.beat import Client, MemorySignature, side_words
 from hdl.link.endpoint import BusRequest, BusResponse
 from hdl.protocol import Status as BusStatus
 from hdl.registers import COUNTER_BITS, COUNTERS, REGISTERS, Error, Space, Status
@@ -97,38 +97,30 @@ class Bridge(wiring.Component):
         reading = Signal()      # and for its beat
         request, response = self.memory.request, self.memory.response
         link_turn = Signal()
-        offered = Signal()      # the link's request was offered and must stay
-        m.d.sync += offered.eq(link_turn & ~request.ready)
         m.d.comb += [
-            link_turn.eq(pending & (offered | ~self.engine.request.valid)),
-            request.valid.eq(self.engine.request.valid | pending),
+            link_turn.eq(pending & self.memory.read_room & ~self.engine.request.valid),
+            request.valid.eq(self.engine.request.valid | link_turn),
             request.payload.eq(self.engine.request.payload),
-            self.engine.request.ready.eq(request.ready & ~link_turn),
+            self.engine.read_room.eq(self.memory.read_room & ~pending),
             self.engine.response.valid.eq(response.valid & ~self.reset
                                           & (response.p.tag.client != Client.LINK)),
             self.engine.response.payload.eq(response.payload),
             response.ready.eq(self.engine.response.ready | self.reset
                               | (response.p.tag.client == Client.LINK)),
             *(getattr(self.engine, n).eq(getattr(self.memory, n))
-              for n in ("room", "idle")),
-            self.engine.fault.eq(self.memory.fault),
+              for n in ("write_room", "idle", "fault")),
         ]
         # A soft reset lasts until the memory has answered what the engine had asked for.
-        owed = Signal(OWED_BITS)
-        asked = request.valid & request.ready & ~link_turn
-        took = response.valid & response.ready & (response.p.tag.client != Client.LINK)
-        m.d.sync += owed.eq(owed + asked - took)
         reset_now = Signal()
         with m.If(reset_now):
             m.d.sync += self.reset.eq(1)
-        with m.Elif((owed == 0) & ~self.engine.request.valid):
+        with m.Elif(self.memory.idle & ~self.engine.request.valid):
             m.d.sync += self.reset.eq(0)
         held = Signal(engine.address_bits)
         with m.If(link_turn):
-            m.d.comb += [Value.cast(request.payload).eq(0), request.p.address.eq(held),
-                         request.p.tag.client.eq(Client.LINK)]
-            with m.If(request.ready):
-                m.d.sync += pending.eq(0)
+            m.d.comb += [request.payload.address.eq(held),
+                         request.payload.tag.client.eq(Client.LINK)]
+            m.d.sync += pending.eq(0)
 
         word_offset = Signal(range(max(2, engine.beat_bytes // 4)))
         side_offset = Signal(range(max(2, side_words(engine))))
@@ -205,7 +197,7 @@ class Bridge(wiring.Component):
                 m.d.sync += answer(0, BusStatus.BAD_ADDRESS)
             with m.Elif(self.i.p.write):
                 # The engine's writes go first; they are short.
-                with m.If((space == Space.MEMORY) & ~self.engine.write.valid & self.memory.room):
+                with m.If((space == Space.MEMORY) & ~self.engine.write.valid & self.memory.write_room):
                     m.d.comb += [
                         self.i.ready.eq(1), write.valid.eq(1),
                         write.payload.address.eq(memory_beat),

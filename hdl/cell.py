@@ -1,18 +1,18 @@
-"""One cell of the array: the tables of a row for one output column, and all that sums behind them.
+"""One cell of the array: all that sums behind the tables, for one row and one output column.
 
 ::
 
-    codes -> tables -> tree (per scale point) -> + zero point -> x scale -> sum -> plane shift
-          -> + accumulator RAM -> result
+    table entries -> tree (per scale point) -> + zero point -> x scale -> sum -> plane shift
+                  -> + accumulator RAM -> result
 """
 
-from amaranth.hdl import Cat, Module, Signal, signed
+from amaranth.hdl import Module, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hdl.config import BLOCK, SCALE_BITS, bits_for
 from hdl.layout import lane_positions
-from hdl.parts import BlockRAM, Multiplier, TableRAM, add, add_select, delay
+from hdl.parts import BlockRAM, Multiplier, add, add_select, delay
 from hdl.tree import Tree, tree_levels
 
 __all__ = ["Cell", "Timing"]
@@ -35,9 +35,9 @@ class Timing:
 
     def __init__(self, config):
         lanes = [len(point_lanes(config, t)) for t in range(config.scale_points)]
-        self.tables = 2 if config.block_ram_blocks else 1
+        self.tables = BlockRAM.LATENCY if config.block_ram_blocks else 1
         self.zero = self.tables + tree_levels(max(lanes))
-        self.column = self.zero + Multiplier.LATENCY + tree_levels(config.scale_points)
+        self.column = self.zero + 1 + Multiplier.LATENCY + tree_levels(config.scale_points)
         self.result = self.column + 2
         self.address = self.column - 1 - BlockRAM.LATENCY
         """The accumulator's read address is registered here: output register, then operand."""
@@ -51,7 +51,7 @@ def point_lanes(config, t):
 
 
 class Cell(wiring.Component):
-    """Tables, trees, scaling and accumulators for one row and one column of the array.
+    """Trees, scaling and accumulators for one row and one column of the array.
 
     One beat per cycle; no back-pressure; the strobes come from the array's control at the cycles
     that :class:`Timing` names.
@@ -62,14 +62,10 @@ class Cell(wiring.Component):
 
     Members
     -------
-    codes : In(tile_k)
-        The stream register.
-    bank : In(1)
-        Table bank of the codes.
-    entries, group, entry, write_bank : In
-        Table writes (see :class:`hdl.prepare.Prepare`).
+    values : In(one entry per lane), signs : In(lanes)
+        What the tables gave, and whether it counts negative, at cycle ``tables``.
     scales : In(array of unsigned(16))
-        Scales of the group sums, at cycle ``zero``.
+        Scales of the group sums, at cycle ``zero`` + 1.
     zero_signs : In(scale_points)
         Signs of the zero-point leaf, at cycle ``zero``.
     sum_clear, sum_capture : In(1)
@@ -91,14 +87,12 @@ class Cell(wiring.Component):
 
     def __init__(self, config):
         self.config = config
-        self.groups = [v for v in config.chunks for _ in range(max(1, 32 // v // config.builders))]
+        self.lanes = lane_positions(config)
         entry = signed(config.entry_bits(max(config.chunks)))
         points = config.scale_points
         address = config.n_tile.bit_length() - 1
         super().__init__({
-            "codes": In(config.tile_k), "bank": In(1),
-            "entries": In(data.ArrayLayout(entry, config.builders)),
-            "group": In(len(self.groups)), "entry": In(max(config.chunks) - 1), "write_bank": In(1),
+            "values": In(data.ArrayLayout(entry, len(self.lanes))), "signs": In(len(self.lanes)),
             "scales": In(data.ArrayLayout(SCALE_BITS, points)), "zero_signs": In(points),
             "sum_clear": In(1), "sum_capture": In(1),
             "column_valid": In(1), "column_first": In(1), "bias": In(signed(config.column_bits)),
@@ -113,40 +107,14 @@ class Cell(wiring.Component):
         family = config.family
         timing = Timing(config)
 
-        # Tables: one per lane, both banks in one RAM.
-        lanes = lane_positions(config)
-        values, signs = [], []
-        lane_in_group = 0
-        group = 0
-        for i, positions in enumerate(lanes):
-            v = len(positions)
-            width = config.entry_bits(v)
-            table = TableRAM(width, 2**v, store="block" if v == 8 else "distributed",
-                             family=family)
-            m.submodules[f"table_{i}"] = table
-            code = delay(m, self.codes[positions[0]:positions[0] + v],
-                         timing.tables - table.latency, name=f"code_{i}")
-            bank = delay(m, self.bank, timing.tables - table.latency, name=f"bank_{i}")
-            m.d.comb += [
-                table.write_address.eq(Cat(self.entry[:v - 1], self.write_bank)),
-                table.write_data.eq(self.entries[lane_in_group]),
-                table.write_enable.eq(self.group[group]),
-                table.read_address.eq(Cat(code[1:], bank)),
-            ]
-            values.append(table.read_data)
-            signs.append(delay(m, code[0], table.latency, name=f"sign_{i}"))
-            lane_in_group += 1
-            if lane_in_group == config.builders:
-                lane_in_group = 0
-                group += 1
-
+        lanes = self.lanes
         products = []
         for t in range(config.scale_points):
             chosen = point_lanes(config, t)
             m.submodules[f"tree_{t}"] = tree = Tree(
                 [len(lanes[i]) * config.operand_max for i in chosen], family)
             for j, i in enumerate(chosen):
-                m.d.comb += [tree.entries[j].eq(values[i].as_signed()), tree.signs[j].eq(signs[i])]
+                m.d.comb += [tree.entries[j].eq(self.values[i]), tree.signs[j].eq(self.signs[i])]
             levels = timing.zero - timing.tables
             short = levels - tree_levels(len(chosen))
             total = delay(m, tree.total, short, name=f"total_{t}")
@@ -167,7 +135,9 @@ class Cell(wiring.Component):
                 width=config.group_bits, family=family))
             m.submodules[f"multiplier_{t}"] = multiplier = Multiplier(
                 config.group_bits, SCALE_BITS + 1, family)
-            m.d.comb += [multiplier.a.eq(group_sum), multiplier.b.eq(self.scales[t])]
+            # A register of its own: the multiplier may be far away.
+            m.d.comb += [multiplier.a.eq(delay(m, group_sum, 1, name=f"group_sum_{t}")),
+                         multiplier.b.eq(self.scales[t])]
             products.append((multiplier.o, config.group_max * (2**SCALE_BITS - 1)))
 
         while len(products) > 1:

@@ -1,13 +1,13 @@
 """Instruction fetch, decoding and dispatch to the three stages; errors and the end of a program."""
 
-from amaranth.hdl import Cat, Module, Signal, Value
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hdl.beat import Client, read_request
 from hdl.config import MIN_COLUMNS
 from hdl.isa import FIELDS, INSTRUCTION_BITS, Opcode
-from hdl.parts import count_down, delay
+from hdl.parts import count_down, count_up, delay
 from hdl.registers import Error
 
 __all__ = ["Control", "fields_of"]
@@ -50,7 +50,8 @@ class Control(wiring.Component):
     Members
     -------
     start : In(1), program : In(address_bits)
-        Start the program at this beat address (ignored while running).
+        Start the program at this beat address (ignored while running).  `program` must stay until
+        `running` rises, two cycles later.
     o_request : Out(stream.Signature(read_request))
     i_beat : In(stream.Signature(128))
         The instruction asked for.
@@ -63,6 +64,8 @@ class Control(wiring.Component):
         A stage addressed a beat outside the memory (strobe).
     running, done, failed : Out(1)
     error : Out(Error)
+    starts : Out(1)
+        The program starts (strobe).
     issued : Out(1)
         An instruction was dispatched (strobe).
     """
@@ -80,11 +83,11 @@ class Control(wiring.Component):
                for op, name in self.STREAMS.items()},
             "stages_busy": In(1), "progress": In(1), "memory_fault": In(1),
             "running": Out(1), "done": Out(1), "failed": Out(1), "error": Out(Error),
-            "issued": Out(1),
+            "starts": Out(1), "issued": Out(1),
         })
 
-    def _legal(self, opcode, word):
-        """Whether the fields of `opcode` ask for what this engine has, and all else is zero."""
+    def _unused(self, opcode):
+        """Bits that must be zero: of no field, or of what this engine does not have."""
         config, fields = self.config, FIELDS[opcode]
         used = set(range(4))
         for name, f in fields.items():
@@ -97,16 +100,53 @@ class Control(wiring.Component):
         if config.activation_bits == 8:
             refused += ["high", "unsigned"]
         used -= {fields[name].offset for name in refused if name in fields}
-        legal = ~Cat(word[b] for b in range(INSTRUCTION_BITS) if b not in used).any()
-        if "columns" in fields:     # stored minus one
-            low, high = fields["columns"].offset, (MIN_COLUMNS - 1).bit_length()
-            count = word[low:low + fields["columns"].width]
-            legal &= count[high:].any() | count[:high].all()
-        if opcode is Opcode.STORE and config.rows > 1:
+        return set(range(INSTRUCTION_BITS)) - used
+
+    def _check(self, m, word):
+        """Whether the word is an instruction, and a legal one, three cycles later; which it is.
+
+        Bits that the same opcodes leave unused are looked at together.
+        """
+        config = self.config
+        unused = {opcode: self._unused(opcode) for opcode in Opcode}
+        classes = {}
+        for bit in range(INSTRUCTION_BITS):
+            users = frozenset(op for op in Opcode if bit in unused[op])
+            if users:
+                classes.setdefault(users, []).append(word[bit])
+        wrong = {opcode: [] for opcode in Opcode}
+        for users, bits in classes.items():
+            for i in range(0, len(bits), 16):
+                some = Signal(name="unused_" + "_".join(op.name.lower() for op in sorted(users)))
+                m.d.sync += some.eq(Cat(*bits[i:i + 16]).any())
+                for opcode in users:
+                    wrong[opcode].append(some)
+        for opcode in Opcode:
+            fields = FIELDS[opcode]
+            if "columns" in fields:     # stored minus one
+                low, high = fields["columns"].offset, (MIN_COLUMNS - 1).bit_length()
+                count = word[low:low + fields["columns"].width]
+                short = Signal()
+                m.d.sync += short.eq(~(count[high:].any() | count[:high].all()))
+                wrong[opcode].append(short)
+        if config.rows > 1:
+            fields = FIELDS[Opcode.STORE]
             rows = fields["address"].offset
-            legal &= ~word[fields["target"].offset] | \
-                ~word[rows:rows + config.rows.bit_length() - 1].any()
-        return legal
+            unaligned = Signal()
+            m.d.sync += unaligned.eq(word[fields["target"].offset]
+                                     & word[rows:rows + config.rows.bit_length() - 1].any())
+            wrong[Opcode.STORE].append(unaligned)
+        is_op = {}
+        for opcode in Opcode:
+            is_op[opcode] = Signal(name=f"is_{opcode.name.lower()}")
+            m.d.sync += is_op[opcode].eq(word[:4] == opcode)
+        known = Signal()
+        legal = Signal()
+        bad = Signal(len(Opcode))
+        m.d.sync += [
+            bad.eq(Cat(is_op[op] & Cat(*wrong[op]).any() for op in Opcode)),
+            known.eq(Cat(*is_op.values()).any()), legal.eq(known & ~bad.any())]
+        return known, legal, is_op
 
     def elaborate(self, platform):
         m = Module()
@@ -115,31 +155,26 @@ class Control(wiring.Component):
         waiting = Signal()      # asked for an instruction
         word = Signal(INSTRUCTION_BITS)
         full = Signal()         # `word` holds an instruction
-        checks = Signal(2)      # cycles of checks that are done
+        checks = Signal(3)      # cycles of checks that are done
         m.d.comb += [
             self.o_request.valid.eq(self.running & ~waiting & ~full),
             self.o_request.p.address.eq(address),
             self.o_request.p.tag.client.eq(Client.FETCH),
             self.i_beat.ready.eq(1),
         ]
-        with m.If(self.o_request.valid & self.o_request.ready):
-            m.d.sync += [waiting.eq(1), address.eq(address + 1)]
+        asks = Signal()
+        starts = self.starts
+        m.d.comb += asks.eq(self.o_request.valid & self.o_request.ready)
+        m.d.sync += starts.eq(self.start & ~self.running & ~starts)
+        count_up(m, address, load=starts, value=self.program, step=asks, family=config.family)
+        with m.If(asks):
+            m.d.sync += waiting.eq(1)
         with m.If(self.i_beat.valid & waiting):
             m.d.sync += [waiting.eq(0), word.eq(self.i_beat.payload), full.eq(1), checks.eq(0)]
         with m.If(full):
             m.d.sync += checks.eq(Cat(1, checks))
 
-        # Two cycles of checks, from registers to registers.
-        known = Signal()
-        legal = Signal()
-        is_op, fits = {}, []
-        for opcode in Opcode:
-            is_op[opcode] = Signal(name=f"is_{opcode.name.lower()}")
-            fit = Signal(name=f"fits_{opcode.name.lower()}")
-            m.d.sync += [is_op[opcode].eq(word[:4] == opcode), fit.eq(self._legal(opcode, word))]
-            fits.append(is_op[opcode] & fit)
-        m.d.sync += [known.eq(Cat(*is_op.values()).any()),
-                     legal.eq(Cat(*fits).any())]
+        known, legal, is_op = self._check(m, word)
 
         # One pending instruction per stage; the payload is shared, the valids are not.
         taken = Signal()
@@ -165,26 +200,27 @@ class Control(wiring.Component):
         def fail(code):
             return [self.running.eq(0), self.failed.eq(1), self.error.eq(code)]
 
-        with m.If(self.running & full & checks[1]):
-            with m.If(~known):
-                m.d.sync += fail(Error.BAD_OPCODE)
-            with m.Elif(~legal):
-                m.d.sync += fail(Error.BAD_FIELD)
-            with m.Elif(is_op[Opcode.HALT]):
-                with m.If(quiet & ~pending):
-                    m.d.sync += [self.running.eq(0), self.done.eq(1)]
-                    m.d.comb += taken.eq(1)
-            with m.Elif(is_op[Opcode.FENCE]):
-                m.d.comb += taken.eq(quiet & ~pending)
-            with m.Else():
-                # LOAD and BUILD share a stage: one at a time, so that they stay in order.
-                prepare_free = ~self.o_load.valid & ~self.o_build.valid
-                for opcode, name in self.STREAMS.items():
-                    port = getattr(self, name)
-                    room = prepare_free if opcode in (Opcode.LOAD, Opcode.BUILD) else ~port.valid
-                    with m.If(is_op[opcode] & room):
-                        m.d.sync += port.valid.eq(1)
-                        m.d.comb += taken.eq(1)
+        # The next cycle decides, the one after acts.  LOAD and BUILD share a stage: one at a time, so
+        # that they stay in order.
+        prepare_free = ~(self.o_load.valid | self.o_build.valid)
+        room = {Opcode.LOAD: prepare_free, Opcode.BUILD: prepare_free,
+                Opcode.LMMA: ~self.o_lmma.valid, Opcode.STORE: ~self.o_store.valid,
+                Opcode.HALT: quiet & ~pending, Opcode.FENCE: quiet & ~pending}
+        decide = Signal()
+        m.d.comb += decide.eq(self.running & full & checks[-1] & ~taken)
+        go = {op: Signal(name=f"go_{op.name.lower()}") for op in Opcode}
+        m.d.sync += [go[op].eq(decide & legal & is_op[op] & room[op]) for op in Opcode]
+        wrong = Signal()
+        m.d.sync += wrong.eq(decide & ~legal)
+        m.d.comb += taken.eq(Cat(*go.values()).any())
+        with m.If(self.running):
+            for opcode, name in self.STREAMS.items():
+                with m.If(go[opcode]):
+                    m.d.sync += getattr(self, name).valid.eq(1)
+            with m.If(go[Opcode.HALT]):
+                m.d.sync += [self.running.eq(0), self.done.eq(1)]
+            with m.If(wrong):
+                m.d.sync += fail(Mux(known, Error.BAD_FIELD, Error.BAD_OPCODE))
         with m.If(taken):
             m.d.sync += full.eq(0)
         m.d.comb += self.issued.eq(taken)
@@ -201,8 +237,7 @@ class Control(wiring.Component):
         with m.If(self.running & self.memory_fault):
             m.d.sync += fail(Error.BAD_ADDRESS)
 
-        with m.If(self.start & ~self.running):
+        with m.If(starts):
             m.d.sync += [self.running.eq(1), self.done.eq(0), self.failed.eq(0),
-                         self.error.eq(Error.NONE), address.eq(self.program), full.eq(0),
-                         waiting.eq(0)]
+                         self.error.eq(Error.NONE), full.eq(0), waiting.eq(0)]
         return m

@@ -8,7 +8,6 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from hdl.beat import (
-    OWED_BITS,
     Client,
     Flags,
     Flow,
@@ -23,11 +22,12 @@ from hdl.control import Control
 from hdl.isa import INSTRUCTION_BITS
 from hdl.layout import PARAMETER_BITS
 from hdl.parameters import ParameterQueue
-from hdl.parts import add, count_down, delay
+from hdl.parts import count_down, delay
 from hdl.prepare import Prepare
 from hdl.registers import COUNTERS, Error
 from hdl.requests import GatherRequests
 from hdl.store import Store, spacing
+from hdl.tables import Tables
 from hdl.telemetry import Telemetry
 
 __all__ = ["Core"]
@@ -45,16 +45,18 @@ class Core(wiring.Component):
 
     Members
     -------
-    o_request : Out(stream.Signature(read_request))
+    o_request : Out(Flow(read_request))
         One beat per request.
+    read_room : In(1)
+        The memory takes at least eight more requests.
     i_response : In(stream.Signature(read_response))
         Beats in the order of the requests.  Stalls only while the last K tile waits for
-        `write_room` and while LOAD spreads a beat over several words.
+        `write_room`.
     o_write : Out(Flow(write_request))
     write_room : In(1)
         The memory takes at least 32 more writes; without it the last K tile pauses.
-    write_idle : In(1)
-        All writes have reached the memory.
+    memory_idle : In(1)
+        The memory owes no beat and all writes have reached it.
     start : In(1), program : In(address_bits), running, done, failed : Out(1), error : Out(Error)
         See :class:`hdl.control.Control`.
     memory_fault : In(1)
@@ -66,10 +68,10 @@ class Core(wiring.Component):
     def __init__(self, config):
         self.config = config
         super().__init__({
-            "o_request": Out(stream.Signature(read_request(config))),
+            "o_request": Out(Flow(read_request(config))),
             "i_response": In(stream.Signature(read_response(config))),
             "o_write": Out(Flow(write_request(config))),
-            "write_room": In(1), "write_idle": In(1),
+            "read_room": In(1), "write_room": In(1), "memory_idle": In(1),
             "start": In(1), "program": In(config.address_bits),
             "running": Out(1), "done": Out(1), "failed": Out(1), "error": Out(Error),
             "memory_fault": In(1),
@@ -98,47 +100,56 @@ class Core(wiring.Component):
             requests.sink_ready.eq(store.sink_ready),
         ]
 
-        # Requests: control before loads before codes; short streams first.
-        with m.If(~self.o_request.valid | self.o_request.ready):
-            m.d.sync += self.o_request.valid.eq(
-                control.o_request.valid | prepare.o_request.valid | requests.o.valid)
-            with m.If(control.o_request.valid):
-                m.d.sync += self.o_request.payload.eq(control.o_request.payload)
-                m.d.comb += control.o_request.ready.eq(1)
-            with m.Elif(prepare.o_request.valid):
-                m.d.sync += self.o_request.payload.eq(prepare.o_request.payload)
-                m.d.comb += prepare.o_request.ready.eq(1)
-            with m.Else():
-                m.d.sync += self.o_request.payload.eq(requests.o.payload)
-                m.d.comb += requests.o.ready.eq(1)
+        # Requests: control before loads before codes; short streams first.  Who may ask is decided
+        # a cycle before, so that no path runs from one stage's state to another's.
+        fetch, load, gather = control.o_request, prepare.o_request, requests.o
+        m.d.sync += [
+            fetch.ready.eq(self.read_room & fetch.valid),
+            load.ready.eq(self.read_room & ~fetch.valid & load.valid),
+            gather.ready.eq(self.read_room & ~fetch.valid & ~load.valid),
+            self.o_request.valid.eq(Cat(s.valid & s.ready for s in (fetch, load, gather)).any()),
+            # Only gathered beats have flags, but for the end of a LOAD.
+            self.o_request.payload.eq(gather.payload),
+        ]
+        with m.If(fetch.ready):
+            m.d.sync += [self.o_request.payload.address.eq(fetch.p.address),
+                         self.o_request.payload.tag.client.eq(Client.FETCH)]
+        with m.If(load.ready):
+            m.d.sync += [self.o_request.payload.address.eq(load.p.address),
+                         self.o_request.payload.tag.client.eq(Client.LOAD),
+                         self.o_request.payload.tag.flags.pass_end.eq(load.p.tag.flags.pass_end)]
 
         # Responses go to whom they are for.
         beat = self.i_response.p
         flags = beat.tag.flags
         gather_take = Signal()
         hold = Signal()
+        closed = Signal()       # no column may end
         gaps = spacing(config)
-        spaced = 1
         if max(gaps) > 1:
             since = Signal(range(max(gaps)))    # cycles to wait before the next column's end
-            with m.If(gather_take & flags.last & flags.last_plane):
-                m.d.sync += since.eq(Mux(store.int8, gaps[1] - 1, gaps[0] - 1))
-            with m.Elif(since != 0):
-                m.d.sync += since.eq(since - 1)
-            spaced = since == 0
-        m.d.comb += hold.eq(flags.last & flags.last_plane & ~(self.write_room & spaced))
+            gap = Signal.like(since)
+            ends = gather_take & flags.last & flags.last_plane
+            m.d.sync += gap.eq(Mux(store.int8, gaps[1] - 1, gaps[0] - 1))
+            with m.If(ends):
+                m.d.sync += [since.eq(gap), closed.eq((gap != 0) | ~self.write_room)]
+            with m.Else():
+                m.d.sync += [since.eq(Mux(since == 0, 0, since - 1)),
+                             closed.eq((since > 1) | ~self.write_room)]
+        else:
+            m.d.sync += closed.eq(~self.write_room)
+        m.d.comb += hold.eq(flags.last & flags.last_plane & closed)
         with m.Switch(beat.tag.client):
             with m.Case(Client.FETCH):
-                m.d.comb += [control.i_beat.valid.eq(self.i_response.valid),
-                             self.i_response.ready.eq(1)]
+                m.d.comb += control.i_beat.valid.eq(self.i_response.valid)
             with m.Case(Client.LOAD):
-                m.d.comb += [prepare.i_beat.valid.eq(self.i_response.valid),
-                             self.i_response.ready.eq(prepare.i_beat.ready)]
+                m.d.comb += prepare.i_beat.valid.eq(self.i_response.valid)
             with m.Case(Client.GATHER):
-                m.d.comb += [gather_take.eq(self.i_response.valid & ~hold),
-                             self.i_response.ready.eq(~hold)]
-        m.d.comb += [control.i_beat.payload.eq(beat.data[:INSTRUCTION_BITS]),
-                     prepare.i_beat.payload.eq(beat.data)]
+                m.d.comb += gather_take.eq(self.i_response.valid & ~hold)
+        m.d.comb += [
+            self.i_response.ready.eq((beat.tag.client != Client.GATHER) | ~hold),
+            control.i_beat.payload.eq(beat.data[:INSTRUCTION_BITS]),
+            prepare.i_beat.payload.data.eq(beat.data), prepare.i_beat.payload.last.eq(flags.pass_end)]
 
         # The stream register; from here on nothing waits.
         codes = Signal(config.code_bits, reset_less=True)
@@ -183,7 +194,8 @@ class Core(wiring.Component):
             m.d.sync += column.eq(column + 1)
         write_address = delay(m, address, timing.result - timing.address - 1, name="address")
 
-        scales = at(timing.zero, side, "side")
+        signs = at(timing.zero, side, "side")
+        scales = delay(m, signs, 1, name="scales")
         biases = [0] * config.columns
         if config.epilogue:
             # Parameters wait here for their column; the biases join its first plane.
@@ -201,17 +213,21 @@ class Core(wiring.Component):
             m.d.comb += [store.shifts[c].eq(queue.shift[c]) for c in range(config.columns)]
         results = []
         for c in range(config.columns):
+            m.submodules[f"tables_{c}"] = tables = Tables(config)
+            m.d.comb += [
+                tables.codes.eq(codes[c * config.tile_k:(c + 1) * config.tile_k]),
+                tables.bank.eq(what.bank),
+                tables.entries.eq(prepare.entries), tables.group.eq(prepare.group),
+                tables.entry.eq(prepare.entry), tables.write_bank.eq(prepare.bank)]
             for r in range(config.rows):
                 cell = Cell(config)
                 m.submodules[f"cell_{c}_{r}"] = cell
-                slices = side_slices(config, scales, c)
+                zero_signs = [z for _, z in side_slices(config, signs, c)]
                 m.d.comb += [
-                    cell.codes.eq(codes[c * config.tile_k:(c + 1) * config.tile_k]),
-                    cell.bank.eq(what.bank),
-                    cell.entries.eq(prepare.entries[r]), cell.group.eq(prepare.group),
-                    cell.entry.eq(prepare.entry), cell.write_bank.eq(prepare.bank),
-                    *(cell.scales[t].eq(s) for t, (s, _) in enumerate(slices)),
-                    cell.zero_signs.eq(Cat(z for _, z in slices)),
+                    cell.values.eq(tables.values[r]), cell.signs.eq(tables.signs),
+                    *(cell.scales[t].eq(s)
+                      for t, (s, _) in enumerate(side_slices(config, scales, c))),
+                    cell.zero_signs.eq(Cat(*zero_signs)),
                     cell.sum_clear.eq(trail[timing.zero - 1].clear),
                     cell.sum_capture.eq(trail[timing.zero].capture),
                     cell.column_valid.eq(trail[timing.column].codes),
@@ -224,28 +240,24 @@ class Core(wiring.Component):
                     cell.write_address.eq(write_address),
                 ]
                 results.append(cell.result)
-        ends = trail[timing.result]
+        before = trail[timing.result - 1]
         m.d.comb += [
             store.results[i].eq(r) for i, r in enumerate(results)]
         m.d.comb += [
-            store.result_valid.eq(ends.column & kinds[timing.result].last),
+            store.result_valid.eq(delay(m, before.column & kinds[timing.result - 1].last, 1,
+                                        name="result_valid", resettable=True)),
+            store.result_last.eq(trail[timing.result].end),
         ]
 
         # Who moves, who waits.
         # A beat is in the array for a fixed time: count down from the last one.
         in_flight = Signal()
-        drained = count_down(m, DRAIN_BITS, load=gather_take, value=2**DRAIN_BITS - 1,
+        drained = count_down(m, DRAIN_BITS, load=valid, value=2**DRAIN_BITS - 1,
                              step=in_flight, family=config.family, name="draining")
         m.d.comb += in_flight.eq(~drained)
-        owed = Signal(OWED_BITS)       # beats asked for and not yet taken
-        asked = self.o_request.valid & self.o_request.ready
-        took = self.i_response.valid & self.i_response.ready
-        with m.If(asked != took):
-            m.d.sync += owed.eq(add(m, owed, 0, nb=took, cin=asked, width=OWED_BITS,
-                                    family=config.family))
         owing = Signal()
         m.d.sync += [
-            owing.eq((owed != 0) | in_flight | ~self.write_idle | self.o_request.valid),
+            owing.eq(valid | in_flight | ~self.memory_idle | self.o_request.valid),
             control.stages_busy.eq(prepare.active | requests.busy | store.busy | owing),
             control.progress.eq(prepare.busy | owing),
         ]
@@ -264,12 +276,12 @@ class Core(wiring.Component):
                 "gather_wait_store": requests.wait_sink | refused,
                 "gather_wait_memory": waits_beat & ~self.i_response.valid,
                 "store_busy": store.busy,
-                "beats_read": took,
+                "beats_read": self.i_response.valid & self.i_response.ready,
                 "beats_written": self.o_write.valid,
                 "instructions": control.issued,
             }
             m.d.comb += [
-                telemetry.clear.eq(control.start), telemetry.enable.eq(control.running),
+                telemetry.clear.eq(control.starts), telemetry.enable.eq(control.running),
                 telemetry.events.eq(Cat(events[name] for name in COUNTERS)),
                 telemetry.shift.eq(self.counter_shift), self.counter_bit.eq(telemetry.o)]
         return m

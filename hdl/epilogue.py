@@ -1,9 +1,10 @@
 """Re-quantisation of accumulators to int8 for the next layer.
 
-``y = clip(rint((acc >> (8 + 4 * shift)) * multiplier / 2**22), -127, 127)``: a coarse shift leaves
+``y = clip(rint((acc >> (10 + 6 * shift)) * multiplier / 2**21), -127, 127)``: a coarse shift leaves
 18 bits for one hardware multiplier, the multiplier does the rest.  Ties go to even.  What the
-coarse shift drops is less than 1/64 of a step of the result: a multiplier has 12 to 16 significant
-bits, so a step is at least 64 units of the shifted number.  The bias is in the accumulator already.
+coarse shift drops is less than 1/16 of a step of the result: a multiplier has 12 to 17 significant
+bits, so a step is at least 16 units of the shifted number.  Eight shifts of four bits would drop
+less than 1/64 and cost 40 cells more.  The bias is in the accumulator already.
 """
 
 from amaranth.hdl import Cat, Module, Mux, Signal, signed
@@ -32,8 +33,8 @@ class Epilogue(wiring.Component):
 
     Members
     -------
-    i : In(Flow of {value: signed(width), multiplier: 16, shift: 3})
-        A multiplier from 4096 on; smaller ones saturate too early.
+    i : In(Flow of {value: signed(width), multiplier: 17, shift: 2})
+        A multiplier from MULTIPLIER_MIN on; smaller ones saturate too early.
     relu : In(1)
     o : Out(Flow of signed(8))
     """
@@ -56,21 +57,26 @@ class Epilogue(wiring.Component):
         value = self.i.payload.value
         sign = value[-1]
         kept = Signal(signed(_KEPT), reset_less=True)
-        beyond = Signal(reset_less=True)    # what is above the kept bits is not just sign
         # Runs of a step's bits, each compared with the sign once and shared by all shifts.
         runs = [(value[i:i + COARSE_STEP] ^ sign.replicate(len(value[i:i + COARSE_STEP]))).any()
                 for i in range(COARSE_BASE + _KEPT - 1, self.width, COARSE_STEP)]
         with m.Switch(self.i.payload.shift):
             for k in range(2 ** PARAMETER_FIELDS["shift"][1]):
                 with m.Case(k):
-                    m.d.sync += [kept.eq(value >> COARSE_BASE + COARSE_STEP * k),
-                                 beyond.eq(Cat(*runs[k:]).any())]
+                    m.d.sync += kept.eq(value >> COARSE_BASE + COARSE_STEP * k)
+        # What is above the kept bits is not just sign: a cycle later, beside the multiplier.
+        beyond = Signal(reset_less=True)
+        differs = delay(m, Cat(*runs), 1, name="differs")
+        with m.Switch(delay(m, self.i.payload.shift, 1, name="shift")):
+            for k in range(2 ** PARAMETER_FIELDS["shift"][1]):
+                with m.Case(k):
+                    m.d.sync += beyond.eq(differs[k:].any())
         m.submodules.multiplier = multiplier = Multiplier(
             _KEPT, PARAMETER_FIELDS["multiplier"][1] + 1, self.family)
         m.d.comb += [multiplier.a.eq(kept),
                      multiplier.b.eq(delay(m, self.i.payload.multiplier, 1, name="factor"))]
         product = multiplier.o
-        beyond = delay(m, beyond, Multiplier.LATENCY, name="beyond")
+        beyond = delay(m, beyond, Multiplier.LATENCY - 1, name="beyond")
         # A multiplier of 0 makes a negative number positive; beyond 18 bits the product is wrong.
         negative = Mux(beyond, delay(m, sign, 1 + Multiplier.LATENCY, name="negative"),
                        product[-1])

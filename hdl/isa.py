@@ -69,7 +69,7 @@ FIELDS = {
     Opcode.LMMA: {
         "first": Field(4, 1, "the first K tile overwrites the accumulators"),
         "last": Field(5, 1, "the last K tile sends the accumulators to the store stage"),
-        "zero": Field(6, 1, "each K tile starts with three beats that sum the activations "
+        "zero": Field(6, 1, "each K tile starts with two beats that sum the activations "
                             "for the zero points"),
         "high": Field(7, 1, "activations are the high bytes of int16: sums count 256 times"),
         "requant": Field(8, 1, "in the last K tile each column starts with a beat of "
@@ -82,7 +82,6 @@ FIELDS = {
     Opcode.STORE: {
         "target": Field(4, 1, "0: 64-bit accumulators; 1: int8, laid out as LOAD reads it"),
         "relu": Field(6, 1, "negative int8 results become 0"),
-        "columns": Field(32, 16, "column steps to take", 1),
         "address": _ADDRESS,
     },
 }

@@ -9,6 +9,7 @@ __all__ = [
     "COARSE_BASE",
     "COARSE_STEP",
     "FINE_SHIFT",
+    "MULTIPLIER_MIN",
     "PARAMETER_BITS",
     "PARAMETER_FIELDS",
     "activation_order",
@@ -16,12 +17,14 @@ __all__ = [
     "side_fields",
 ]
 
-PARAMETER_FIELDS = {"bias": (0, 48), "multiplier": (48, 16), "shift": (64, 3)}
+PARAMETER_FIELDS = {"bias": (0, 48), "multiplier": (48, 17), "shift": (65, 2)}
 """(offset, width) of the re-quantisation parameters of one output column."""
 PARAMETER_BITS = 72
-COARSE_BASE, COARSE_STEP, FINE_SHIFT = 8, 4, 22
+COARSE_BASE, COARSE_STEP, FINE_SHIFT = 10, 6, 21
 """``y = clip(rint((acc >> (COARSE_BASE + COARSE_STEP * shift)) * multiplier / 2**FINE_SHIFT))``;
 the bias is added to a column's first plane, so it counts 2**(planes - 1) times."""
+MULTIPLIER_MIN = 1 << PARAMETER_FIELDS["multiplier"][1] - COARSE_STEP
+"""The next coarse shift serves smaller multipliers; they would saturate too early."""
 
 
 def lane_positions(config):

@@ -4,7 +4,7 @@ from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hdl.beat import Client, read_request
+from hdl.beat import Client, Flow, read_request
 from hdl.builder import SignedSumBuilder, step_program
 from hdl.control import fields_of
 from hdl.isa import Opcode
@@ -28,8 +28,8 @@ class Prepare(wiring.Component):
     i_load, i_build : In(stream.Signature(fields))
         Instructions; never both valid.
     o_request : Out(stream.Signature(read_request))
-    i_beat : In(stream.Signature(code_bits))
-        Beats that LOAD asked for; always taken.
+    i_beat : In(Flow of {data: code_bits, last: 1})
+        Beats that LOAD asked for.
     table_free : In(1)
         The gather stage has finished with a bank (strobe).
     table_ready : Out(1)
@@ -53,7 +53,7 @@ class Prepare(wiring.Component):
             "i_load": In(stream.Signature(fields_of(Opcode.LOAD, config))),
             "i_build": In(stream.Signature(fields_of(Opcode.BUILD, config))),
             "o_request": Out(stream.Signature(read_request(config))),
-            "i_beat": In(stream.Signature(config.code_bits)),
+            "i_beat": In(Flow(data.StructLayout({"data": config.code_bits, "last": 1}))),
             "table_free": In(1), "table_ready": Out(1),
             "entries": Out(data.ArrayLayout(data.ArrayLayout(entry, config.builders), config.rows)),
             "group": Out(len(config.lane_groups)), "entry": Out(self.entry_width), "bank": Out(1),
@@ -66,12 +66,10 @@ class Prepare(wiring.Component):
         slot_bits = (config.activation_depth - 1).bit_length()
         loading = Signal()
         building = Signal()
-        idle = Signal()
-        m.d.comb += [idle.eq(~loading & ~building),
-                     self.i_load.ready.eq(idle), self.i_build.ready.eq(idle)]
-        load_start = Signal()
-        build_start = Signal()
-        m.d.comb += [load_start.eq(self.i_load.valid & idle),
+        # `ready` follows `valid` from a register, so that the counters load without delay.
+        load_start, build_start = self.i_load.ready, self.i_build.ready
+        idle = ~(loading | building | load_start | build_start)
+        m.d.sync += [load_start.eq(self.i_load.valid & idle),
                      build_start.eq(self.i_build.valid & idle)]
 
         # LOAD: requests first, then the beats as they come: a slot of one row after another.
@@ -84,13 +82,11 @@ class Prepare(wiring.Component):
         count_up(m, address, load=load_start, value=load.address, step=asked, family=family)
         last_request = count_down(m, len(load.count), load=load_start, value=load.count,
                                   step=asked, family=family, name="requests_left")
-        last_beat = count_down(m, len(load.count), load=load_start, value=load.count,
-                               step=took, family=family, name="beats_left")
         m.d.comb += [request.p.address.eq(address), request.p.tag.client.eq(Client.LOAD),
-                     self.i_beat.ready.eq(1)]
+                     request.p.tag.flags.pass_end.eq(last_request)]
         with m.If(asked & last_request):
             m.d.sync += request.valid.eq(0)
-        with m.If(took & last_beat):
+        with m.If(took & self.i_beat.payload.last):
             m.d.sync += loading.eq(0)
         with m.If(load_start):
             m.d.sync += [loading.eq(1), request.valid.eq(1)]
@@ -111,7 +107,7 @@ class Prepare(wiring.Component):
                 m.submodules[f"buffer_{r}_{b}"] = ram = ByteRAM(config.activation_depth, family)
                 m.d.comb += [
                     ram.write_address.eq(slot),
-                    ram.write_data.eq(self.i_beat.payload[32 * lane:32 * lane + 32]),
+                    ram.write_data.eq(self.i_beat.payload.data[32 * lane:32 * lane + 32]),
                     ram.write_enable.eq(took & place[part * config.rows + r]),
                     ram.read_address.eq(read_address)]
                 row.append(ram.read_data)
@@ -126,66 +122,82 @@ class Prepare(wiring.Component):
         start = Signal()
         tile_end = Signal()
         group_end = Signal()
-        m.d.comb += start.eq(building & ~running & (free_banks != 0))
-        m.d.sync += free_banks.eq(free_banks + self.table_free - start)
+        m.d.sync += [start.eq(building & ~running & ~start & (free_banks != 0)),
+                     free_banks.eq(free_banks + self.table_free - start)]
         last_tile = count_down(m, len(build.tiles), load=build_start, value=build.tiles,
                                step=tile_end, family=family, name="tiles_left")
 
+        # First cycle: where in the walk.  Groups of eight come after those of four.
         programs = {v: step_program(v) for v in set(config.chunks)}
         count = Signal(range(max(len(p) for p in programs.values())))
         groups = config.lane_groups
-        ring = Signal(len(groups))              # one-hot: lane group being built
-        position = Signal(range(max(config.chunks)))
+        group = Signal(range(len(groups)))
+        last_group = Signal()
         base = Signal(slot_bits)
-        what = Signal(data.StructLayout({
-            "restart": 1, "double": 1, "negate": 1, "unsigned": 1, "entry": self.entry_width,
-            "write": 1, "last": 1}))
         wide = Signal()                         # the group's chunks are of 8
-        m.d.comb += wide.eq(Cat(ring[g] for g, v in enumerate(groups) if v == 8).any())
+        m.d.comb += tile_end.eq(group_end & last_group)
+        m.d.sync += [
+            group_end.eq(running & ~group_end & (count == Mux(
+                wide, *(len(programs.get(v, "..")) - 2 for v in (8, 4))))),
+            last_group.eq(group == len(groups) - 1)]
+        with m.If(running):
+            m.d.sync += count.eq(Mux(group_end, 0, count + 1))
+            with m.If(group_end):
+                m.d.sync += [group.eq(group + 1), base.eq(base + Mux(wide, 2, 1))]
+                if len(programs) > 1:
+                    with m.If(group == groups.index(8) - 1):
+                        m.d.sync += wide.eq(1)
+            with m.If(tile_end):
+                m.d.sync += [running.eq(0), building.eq(~last_tile)]
+        with m.If(start):
+            m.d.sync += [running.eq(1), group.eq(0), wide.eq(groups[0] == 8)]
+        with m.If(build_start):
+            m.d.sync += [building.eq(1), base.eq(build.local), unsigned.eq(build.unsigned)]
+
+        # Second cycle: what to do there.
+        position = Signal(range(max(config.chunks)))
+        slot_now = Signal(slot_bits)
+        what = Signal(data.StructLayout({
+            "restart": 1, "double": 1, "negate": 1, "entry": self.entry_width,
+            "write": 1, "last": 1}))
         for v, program in programs.items():
             with m.If(wide == (v == 8)), m.Switch(count):
                 for c, s in enumerate(program):
                     with m.Case(c):
-                        m.d.comb += [
+                        m.d.sync += [
                             position.eq(s.position), what.restart.eq(s.restart),
                             what.double.eq(s.double), what.negate.eq(s.negate),
-                            what.entry.eq(s.entry), group_end.eq(c == len(program) - 1)]
-        m.d.comb += [
-            what.write.eq(running), what.last.eq(tile_end), what.unsigned.eq(unsigned),
-            tile_end.eq(group_end & ring[-1]),
-            read_address.eq(Cat(position[:2], base | position[2:]))]
-        advance = Mux(wide, 2, 1)
-        with m.If(running):
-            m.d.sync += count.eq(Mux(group_end, 0, count + 1))
-            with m.If(group_end):
-                m.d.sync += [ring.eq(ring << 1), base.eq(base + advance)]
-            with m.If(tile_end):
-                m.d.sync += [running.eq(0), building.eq(~last_tile)]
-        with m.If(start):
-            m.d.sync += [running.eq(1), ring.eq(1)]
-        with m.If(build_start):
-            m.d.sync += [building.eq(1), base.eq(build.local), unsigned.eq(build.unsigned)]
+                            what.entry.eq(s.entry)]
+        m.d.sync += [what.write.eq(running), what.last.eq(tile_end), slot_now.eq(base)]
+        m.d.comb += read_address.eq(Cat(position[:2], slot_now | position[2:]))
 
         # The bytes arrive, the builders add, the entries are written.
         here = delay(m, what, ByteRAM.LATENCY, name="step", resettable=True)
+        signless = delay(m, unsigned, 1 + ByteRAM.LATENCY, name="unsigned")
         for r in range(config.rows):
             m.submodules[f"builder_{r}"] = builder = SignedSumBuilder(config)
             m.d.comb += [
-                builder.word.eq(words[r]), builder.unsigned.eq(here.unsigned),
+                builder.word.eq(words[r]), builder.unsigned.eq(signless),
                 builder.restart.eq(here.restart), builder.double.eq(here.double),
                 builder.negate.eq(here.negate), self.entries[r].eq(builder.entries)]
         there = delay(m, here, SignedSumBuilder.LATENCY, name="write", resettable=True)
-        where = delay(m, ring, ByteRAM.LATENCY + SignedSumBuilder.LATENCY, name="ring",
-                      resettable=True)
+        # One-hot: the lane group whose entries come.
+        ring = Signal(len(groups))
+        into = delay(m, Cat(start, group_end), ByteRAM.LATENCY + SignedSumBuilder.LATENCY + 1,
+                     name="into", resettable=True)
+        with m.If(into[0]):
+            m.d.sync += ring.eq(1)
+        with m.Elif(into[1]):
+            m.d.sync += ring.eq(ring << 1)
         # `bank` changes after the last write of a tile; the next tile's first comes later.
-        m.d.comb += [self.group.eq(where), self.entry.eq(there.entry), self.bank.eq(bank),
+        m.d.comb += [self.group.eq(ring), self.entry.eq(there.entry), self.bank.eq(bank),
                      self.table_ready.eq(there.last)]
         with m.If(there.last):
             m.d.sync += bank.eq(~bank)
 
         m.d.comb += [
             # Until the last entry is in its table.
-            self.active.eq(loading | building | here.write | there.write),
+            self.active.eq(loading | building | what.write | here.write | there.write),
             self.busy.eq(running | took),
             self.wait_table.eq(building & ~running & ~start),
             self.wait_memory.eq(loading & ~took),

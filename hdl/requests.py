@@ -65,6 +65,7 @@ class GatherRequests(wiring.Component):
 
         # What the next request is, one-hot: a beat of sums, a column's parameters, or a plane.
         inside = Signal()       # a K tile has begun
+        may_start = Signal()    # one may begin
         sums = Signal(2)        # beats left that sum the activations
         codes = Signal()
         parameters = Signal()
@@ -79,17 +80,25 @@ class GatherRequests(wiring.Component):
         plane_step = Signal()
         column_step = Signal()
         tile_step = Signal()
-        last_plane = count_down(m, len(job.planes), load=prime | column_step, value=job.planes,
-                                step=plane_step, family=family, name="plane")
-        last_column = count_down(m, len(job.columns), load=prime | tile_step, value=job.columns,
+        new_tile = prime | tile_step
+        fresh = Signal()        # the cycle after, in which nothing leaves
+        m.d.sync += fresh.eq(new_tile)
+        # The plane's marks are made a plane ahead, so that nothing waits for `step`.
+        plane = Signal.like(job.planes)
+        last_plane = Signal()
+        with m.If(prime):
+            m.d.sync += [plane.eq(0), first_plane.eq(1), last_plane.eq(job.planes == 0)]
+        with m.Elif(plane_step):
+            m.d.sync += [
+                plane.eq(Mux(last_plane, 0, plane + 1)), first_plane.eq(last_plane),
+                last_plane.eq(Mux(last_plane, 0, plane + 1) == job.planes)]
+        last_column = count_down(m, len(job.columns), load=fresh, value=job.columns,
                                  step=column_step, family=family, name="column")
         last_tile = count_down(m, len(job.tiles), load=prime, value=job.tiles, step=tile_step,
                                family=family, name="tile")
         address = Signal(self.config.address_bits)
         count_up(m, address, load=prime, value=job.address, step=step, family=family)
-        new_tile = prime | tile_step
-        fresh = Signal()        # the cycle after
-        m.d.sync += [fresh.eq(new_tile), finishes.eq(job.last & last_tile)]
+        m.d.sync += finishes.eq(job.last & last_tile)
         m.d.comb += [
             has_parameters.eq(job.requant & job.last & last_tile),
             ends_column.eq(codes & last_plane),
@@ -101,15 +110,14 @@ class GatherRequests(wiring.Component):
 
         banks = Signal(2)       # ready table banks
         sink = Signal()         # the store stage is ready
-        may_start = Signal()    # looks at a new K tile a cycle after it became the current one
-        free = Signal()
         sink_missing = job.last & last_tile & ~sink
-        m.d.sync += may_start.eq((banks != 0) & ~sink_missing & ~new_tile)
+        # Looks at a new K tile a cycle after it became the current one.
+        m.d.sync += may_start.eq(active & (banks != 0) & ~sink_missing & ~new_tile)
         m.d.comb += [
             self.wait_table.eq(active & ~inside & (banks == 0)),
             self.wait_sink.eq(active & ~inside & (banks != 0) & sink_missing),
-            free.eq(~self.o.valid | self.o.ready),
-            step.eq(active & free & (inside | may_start)),
+            self.o.valid.eq(inside | may_start),
+            step.eq(self.o.valid & self.o.ready),
         ]
         starts = step & ~inside
         m.d.sync += [
@@ -123,33 +131,25 @@ class GatherRequests(wiring.Component):
                 codes.eq(parameters | (codes & ~last_plane) | (starts_column & ~has_parameters)),
                 parameters.eq(starts_column & has_parameters),
             ]
-        with m.If(plane_step):
-            m.d.sync += first_plane.eq(0)
-        with m.If(prime | column_step):
-            m.d.sync += first_plane.eq(1)
-        with m.If(new_tile):
-            m.d.sync += [sums.eq(Mux(job.zero, 2, 0)), codes.eq(0), parameters.eq(0),
-                         first_tile.eq(prime & job.first)]
-        with m.If(fresh & ~job.zero):
-            m.d.sync += [codes.eq(~has_parameters), parameters.eq(has_parameters)]
+        with m.If(fresh):
+            m.d.sync += [sums.eq(Mux(job.zero, 2, 0)), codes.eq(~job.zero & ~has_parameters),
+                         parameters.eq(~job.zero & has_parameters)]
         with m.If(tile_step):
             m.d.sync += bank.eq(~bank)
         with m.If(prime):
-            m.d.sync += active.eq(1)
-        with m.Elif(tile_step & last_tile):
-            m.d.sync += active.eq(0)
+            m.d.sync += [active.eq(1), first_tile.eq(job.first)]
+        with m.Elif(tile_step):
+            m.d.sync += first_tile.eq(0)
+            with m.If(last_tile):
+                m.d.sync += active.eq(0)
 
-        out = self.o.p
-        flags = out.tag.flags
-        with m.If(free):
-            m.d.sync += [
-                self.o.valid.eq(step),
-                out.address.eq(address), out.tag.client.eq(Client.GATHER),
-                flags.first_plane.eq(first_plane), flags.last_plane.eq(codes & last_plane),
-                flags.pass_start.eq(~inside), flags.pass_end.eq(ends_tile),
-                flags.first.eq(first_tile), flags.last.eq(finishes), flags.high.eq(job.high),
-                flags.bank.eq(bank),
-                flags.kind.eq(Mux(parameters, Kind.PARAMETERS,
-                                  Mux(codes, Kind.CODES, Kind.SUM))),
-            ]
+        flags = self.o.p.tag.flags
+        m.d.comb += [
+            self.o.p.address.eq(address), self.o.p.tag.client.eq(Client.GATHER),
+            flags.first_plane.eq(first_plane), flags.last_plane.eq(ends_column),
+            flags.pass_start.eq(~inside), flags.pass_end.eq(ends_tile),
+            flags.first.eq(first_tile), flags.last.eq(finishes), flags.high.eq(job.high),
+            flags.bank.eq(bank),
+            flags.kind.eq(Mux(parameters, Kind.PARAMETERS, Mux(codes, Kind.CODES, Kind.SUM))),
+        ]
         return m

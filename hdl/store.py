@@ -9,7 +9,7 @@ from hdl.control import fields_of
 from hdl.epilogue import Epilogue
 from hdl.isa import Opcode
 from hdl.layout import PARAMETER_FIELDS
-from hdl.parts import count_down
+from hdl.parts import add_select, delay
 
 __all__ = ["Store", "spacing"]
 
@@ -20,7 +20,7 @@ def spacing(config):
 
 
 class Store(wiring.Component):
-    """Executes STORE: numbers the results of a tile and writes them out.
+    """Executes STORE: writes the results of a tile, until the last column step of its LMMA.
 
     Results come when the array finishes them; there is no back-pressure here.  The gather stage
     keeps column steps :func:`spacing` cycles apart and stops while the memory has no room.
@@ -37,6 +37,8 @@ class Store(wiring.Component):
     -------
     i : In(stream.Signature(STORE fields))
     results : In(one accumulator per cell, cell = column * rows + row), result_valid : In(1)
+    result_last : In(1)
+        They are those of the tile's last column step.
     multipliers, shifts : In(per column)
         Re-quantisation parameters, with the result.
     int8 : Out(1)
@@ -52,7 +54,7 @@ class Store(wiring.Component):
         super().__init__({
             "i": In(stream.Signature(fields_of(Opcode.STORE, config))),
             "results": In(data.ArrayLayout(signed(config.accumulator_bits), config.cells)),
-            "result_valid": In(1),
+            "result_valid": In(1), "result_last": In(1),
             "multipliers": In(data.ArrayLayout(PARAMETER_FIELDS["multiplier"][1],
                                                config.columns)),
             "shifts": In(data.ArrayLayout(PARAMETER_FIELDS["shift"][1], config.columns)),
@@ -70,8 +72,8 @@ class Store(wiring.Component):
         start = Signal()
         active = Signal()
         int8 = self.int8
-        m.d.comb += [start.eq(self.i.valid & ~active), self.i.ready.eq(~active),
-                     self.busy.eq(active), self.sink_ready.eq(start)]
+        m.d.comb += [start.eq(self.i.ready), self.busy.eq(active), self.sink_ready.eq(start)]
+        m.d.sync += self.i.ready.eq(self.i.valid & ~active & ~start)
         with m.If(start):
             m.d.sync += [active.eq(1), int8.eq(self.i.p.target)]
 
@@ -79,23 +81,23 @@ class Store(wiring.Component):
         groups = max(1, cells // per_beat)
         width = min(cells, per_beat)
         held = Signal(data.ArrayLayout(signed(config.accumulator_bits), cells), reset_less=True)
-        index = Signal(range(max(2, cells)))
+        index = Signal(range(cells))
         going = Signal()
+        raw_valid = Signal()
         group_last = Signal()
-        if cells == 1:
-            m.d.comb += [held.eq(self.results), going.eq(self.result_valid), group_last.eq(1)]
-        else:
-            m.d.comb += group_last.eq(index == Mux(int8, cells - 1, groups - 1))
-            with m.If(self.result_valid):
-                m.d.sync += [held.eq(self.results), index.eq(0), going.eq(1)]
-            with m.Elif(going):
-                m.d.sync += [index.eq(index + 1), going.eq(~group_last)]
+        final = Signal()        # they are those of the last column step
+        m.d.comb += group_last.eq(index == Mux(int8, cells - 1, groups - 1))
+        with m.If(self.result_valid):
+            m.d.sync += [held.eq(self.results), index.eq(0), going.eq(1), raw_valid.eq(~int8),
+                         final.eq(self.result_last)]
+        with m.Elif(group_last):
+            m.d.sync += [going.eq(0), raw_valid.eq(0)]
+        with m.Else():
+            m.d.sync += index.eq(index + 1)
         words = [Cat(*(Cat(v, v[-1].replicate(64 - len(v)))
                        for v in (held[g * width + i] for i in range(width))))
                  for g in range(groups)]
         raw = Array(words)[index] if groups > 1 else words[0]
-        raw_valid = Signal()
-        m.d.comb += raw_valid.eq(going & ~int8)
 
         # Accumulators fill a beat `width` at a time, int8 results a word of eight at a time.
         write = self.o_write.payload
@@ -103,9 +105,8 @@ class Store(wiring.Component):
         place = Signal(per_beat, init=1)        # one-hot: which 64-bit word of the beat
         step = width
         address = beat
-        done = raw_valid & group_last
         if config.epilogue:
-            word, word_valid, word_row, column_done = self._requantised(m, going, held, index)
+            word, word_valid, word_row = self._requantised(m, going, held, index)
             limit = config.load_bytes // 8      # words of a beat that LOAD reads
             row_last = word_row.all() if rows > 1 else 1
             if rows > 1:
@@ -114,7 +115,6 @@ class Store(wiring.Component):
                 self.o_write.valid.eq(raw_valid | word_valid),
                 write.data.eq(Mux(int8, word.replicate(width), raw)),
             ]
-            done = Mux(int8, column_done, done)
             word_next = word_valid & row_last
             int8_end = word_next & place[limit - 1]
         else:
@@ -126,23 +126,26 @@ class Store(wiring.Component):
             spread = [Mux(int8, place[i], wide) for i, wide in enumerate(spread)]
         m.d.comb += [write.mask.eq(Cat(bit.replicate(2) for bit in spread)),
                      write.address.eq(address)]
-        with m.If(start):
-            m.d.sync += [beat.eq(self.i.p.address), place.eq(1)]
-        with m.Elif(int8_end | raw_end):
-            m.d.sync += [place.eq(1), beat.eq(beat + Mux(int8, rows, 1))]
+        beat_end = int8_end | raw_end
+        increment = Mux(int8, rows, 1) & ~start.replicate(rows.bit_length())
+        following = add_select(m, increment, beat, self.i.p.address, start,
+                               width=config.address_bits, family=config.family)
+        with m.If(start | beat_end):
+            m.d.sync += [place.eq(1), beat.eq(following)]
         with m.Elif(word_next):
             m.d.sync += place.eq(place << 1)
         with m.Elif(raw_valid):
             m.d.sync += place.eq(place << step)
 
-        last = count_down(m, len(self.i.p.columns), load=start, value=self.i.p.columns, step=done,
-                          family=config.family, name="columns_left")
-        with m.If(done & last):
+        # The last column step has left when it would have come through the epilogue.
+        over = delay(m, going & group_last & final, Epilogue.LATENCY + 1, name="over",
+                     resettable=True)
+        with m.If(over):
             m.d.sync += active.eq(0)
         return m
 
     def _requantised(self, m, going, held, index):
-        """int8 results packed into words of eight columns: (word, valid, row, column step done)."""
+        """int8 results packed into words of eight columns: (word, valid, row)."""
         config = self.config
         cells, rows = config.cells, config.rows
         m.submodules.epilogue = epilogue = Epilogue(config.accumulator_bits, config.family)
@@ -152,14 +155,13 @@ class Store(wiring.Component):
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += relu.eq(self.i.p.relu)
         parameters = (self.multipliers, self.shifts)
-        if cells > 1:
-            parameters = tuple(Signal(p.shape(), name=f"held_parameters_{i}", reset_less=True)
-                               for i, p in enumerate(parameters))
-            with m.If(self.result_valid):
-                m.d.sync += [parameters[0].eq(self.multipliers), parameters[1].eq(self.shifts)]
+        parameters = tuple(Signal(p.shape(), name=f"held_parameters_{i}", reset_less=True)
+                           for i, p in enumerate(parameters))
+        with m.If(self.result_valid):
+            m.d.sync += [parameters[0].eq(self.multipliers), parameters[1].eq(self.shifts)]
         m.d.comb += [
             epilogue.i.valid.eq(going & self.int8), epilogue.relu.eq(relu),
-            epilogue.i.payload.value.eq(held[index] if cells > 1 else held[0]),
+            epilogue.i.payload.value.eq(held[index]),
             epilogue.i.payload.multiplier.eq(parameters[0][column]),
             epilogue.i.payload.shift.eq(parameters[1][column])]
         byte, valid = epilogue.o.payload, epilogue.o.valid
@@ -167,7 +169,6 @@ class Store(wiring.Component):
         cell = Signal(range(cells)) if cells > 1 else Const(0, 1)
         eighth = Signal(3)
         column_end = cell[:row_bits].all() if rows > 1 else 1
-        step_end = cell.all() if cells > 1 else 1
         row = Signal(max(1, row_bits))
         full = Signal()
         with m.If(self.i.valid & self.i.ready):
@@ -184,6 +185,4 @@ class Store(wiring.Component):
         for r in range(rows):
             with m.If(valid & (cell[:row_bits] == r if rows > 1 else 1)):
                 m.d.sync += packed[r].eq(Cat(packed[r][8:], byte))
-        finished = Signal()
-        m.d.sync += finished.eq(valid & step_end)
-        return (packed[row] if rows > 1 else packed[0]), full, row, finished
+        return (packed[row] if rows > 1 else packed[0]), full, row

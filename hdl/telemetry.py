@@ -9,6 +9,7 @@ from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from hdl.parts import delay
 from hdl.registers import COUNTER_BITS, COUNTER_TAPS
 
 __all__ = ["Telemetry"]
@@ -42,10 +43,12 @@ class Telemetry(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         counters = [Signal(COUNTER_BITS, init=1, name=f"counter_{i}") for i in range(self.count)]
+        enable = delay(m, self.enable, 1, name="enable")
         for i, counter in enumerate(counters):
             following = counters[(i + 1) % self.count]
             move = Signal(name=f"move_{i}")
-            m.d.sync += move.eq((self.events[i] & self.enable) | self.shift)
+            event = delay(m, self.events[i], 1, name=f"event_{i}")
+            m.d.sync += move.eq((event & enable) | self.shift)
             shift = Signal(name=f"shift_{i}")
             m.d.sync += shift.eq(self.shift)
             top = Mux(shift, following[0], Cat(counter[t] for t in COUNTER_TAPS).xor())

@@ -64,7 +64,8 @@ class Top(wiring.Component):
         connect(m, engine.response, core.i_response)
         connect(m, core.o_write, engine.write)
         m.d.comb += [
-            core.write_room.eq(engine.room), core.write_idle.eq(engine.idle),
+            core.read_room.eq(engine.read_room), core.write_room.eq(engine.write_room),
+            core.memory_idle.eq(engine.idle),
             core.memory_fault.eq(engine.fault),
             core.start.eq(bridge.start), core.program.eq(bridge.program),
             bridge.running.eq(core.running), bridge.done.eq(core.done),

@@ -11,7 +11,14 @@ from itertools import pairwise
 import numpy as np
 
 from hdl.isa import Instruction, Target
-from hdl.layout import COARSE_BASE, COARSE_STEP, FINE_SHIFT, PARAMETER_FIELDS, activation_order
+from hdl.layout import (
+    COARSE_BASE,
+    COARSE_STEP,
+    FINE_SHIFT,
+    MULTIPLIER_MIN,
+    PARAMETER_FIELDS,
+    activation_order,
+)
 from hdl.registers import COUNTERS
 from host import activations
 from host.compiler import LayerCode, matmul_program
@@ -19,6 +26,7 @@ from host.errors import ArgumentError, CapacityError
 from host.pack import pack, spread
 
 __all__ = ["Chain", "Requantization", "requantization"]
+MULTIPLIER_BITS = PARAMETER_FIELDS["multiplier"][1]
 
 
 @dataclass(frozen=True)
@@ -55,16 +63,16 @@ def requantization(factor, bias, planes):
         A factor or bias is outside what the device's integers hold.
     """
     factor = np.asarray(factor, np.float64)
-    # The smallest shift that leaves the multiplier 13 bits or more.
+    # The smallest shift that leaves the multiplier enough bits.
     exponent = np.frexp(factor)[1]          # factor in [2**(e-1), 2**e)
-    spare = FINE_SHIFT + COARSE_BASE - 13 + exponent
+    spare = FINE_SHIFT + COARSE_BASE - MULTIPLIER_MIN.bit_length() + exponent
     shift = np.maximum(0, -(spare // COARSE_STEP))
     multiplier = np.rint(np.ldexp(factor, FINE_SHIFT + COARSE_BASE + COARSE_STEP * shift))
-    bad = ~(factor > 0) | (multiplier > 2**16) | (shift >= 2 ** PARAMETER_FIELDS["shift"][1])
+    bad = ~(factor > 0) | (multiplier > 2**MULTIPLIER_BITS) | (shift >= 2 ** PARAMETER_FIELDS["shift"][1])
     if bad.any():
-        raise CapacityError("a re-quantisation factor must be in 2**-46..2**-14, not "
+        raise CapacityError("a re-quantisation factor must be in 2**-38..2**-14, not "
                             f"{factor[bad][0]:g}: choose another out_scale")
-    multiplier = np.minimum(multiplier, 2**16 - 1)
+    multiplier = np.minimum(multiplier, 2**MULTIPLIER_BITS - 1)
     unit = 2 ** (planes - 1)
     bias = np.rint(np.asarray(bias, np.float64) / unit)
     if (np.abs(bias) >= 2**47).any():
@@ -149,7 +157,7 @@ class Chain:
                 unit = 2 ** (q.config.bits - 1)
                 parameters = {
                     "bias": np.where(real, factor.bias[rows] // unit, 0),
-                    "multiplier": np.where(real, factor.multiplier[rows], 2**12),
+                    "multiplier": np.where(real, factor.multiplier[rows], MULTIPLIER_MIN),
                     "shift": np.where(real, factor.shift[rows], 0)}
             image = pack(codes, q.config.bits, scales, zeros, q.config.group_size, engine,
                          parameters)

@@ -93,7 +93,7 @@ def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
                 program.append(gather)
                 if last:
                     program.append(Instruction.make(
-                        "STORE", target=target, relu=relu, columns=steps, address=results))
+                        "STORE", target=target, relu=relu, address=results))
                 program += prepare[split:]
                 first = False
             if target == Target.ACCUMULATORS:

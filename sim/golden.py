@@ -123,12 +123,12 @@ def chain(chain, x):
 def requantize(acc, bias, multiplier, shift, relu=False):
     """int8 results of the epilogue.
 
-    ``clip(rint(((acc + bias) >> (8 + 4 * shift)) * multiplier / 2**22))`` on exact rationals; ties
+    ``clip(rint(((acc + bias) >> (10 + 6 * shift)) * multiplier / 2**21))`` on exact rationals; ties
     go to even.
     """
     def one(a, b, f, s):
-        shifted = (int(a) + int(b)) // 2 ** (8 + 4 * int(s))
-        return min(127, max(0 if relu else -127, round(Fraction(shifted * int(f), 2**22))))
+        shifted = (int(a) + int(b)) // 2 ** (10 + 6 * int(s))
+        return min(127, max(0 if relu else -127, round(Fraction(shifted * int(f), 2**21))))
 
     return np.array([[one(a, b, f, s) for a, b, f, s in zip(row, bias, multiplier, shift)]
                      for row in acc], np.int8).reshape(np.shape(acc))

@@ -94,7 +94,7 @@ struct Device {
     void memory_before() {
 #ifdef HAS_PORT
         Vtop &t = *top;
-        t.PIN3(memory, request, ready) = pending.size() < outstanding;
+        t.PIN2(memory, read_room) = pending.size() < outstanding;
         bool stalled = stall_reads && random() < stall_reads;
         t.PIN3(memory, response, valid) = !pending.empty() && pending.front().due <= cycle && !stalled;
         if (t.PIN3(memory, response, valid)) {
@@ -108,8 +108,8 @@ struct Device {
             }
             put(w, CODE_BITS + SIDE_BITS, TAG_BITS, p.tag);
         }
-        t.PIN2(memory, room) = !(stall_room && random() < stall_room);
-        t.PIN2(memory, idle) = 1;
+        t.PIN2(memory, write_room) = !(stall_room && random() < stall_room);
+        t.PIN2(memory, idle) = pending.empty();
         t.PIN2(memory, fault) = fault;
         fault = false;
 #endif
@@ -119,7 +119,7 @@ struct Device {
 #ifdef HAS_PORT
         Vtop &t = *top;
         if (t.PIN3(memory, response, valid) && t.PIN3(memory, response, ready)) pending.pop_front();
-        if (t.PIN3(memory, request, valid) && t.PIN3(memory, request, ready)) {
+        if (t.PIN3(memory, request, valid)) {
             const uint32_t *w = words(t.PIN3(memory, request, payload));
             Pending p{get(w, 0, ADDRESS_BITS), get(w, ADDRESS_BITS, TAG_BITS), 0};
             p.due = std::max(cycle + latency, take_port(beat_cost));

@@ -14,7 +14,7 @@ import pytest
 from amaranth.back import rtlil
 from amaranth.hdl import Assert, Assume, Cat, ClockDomain, Const, Module, Signal, Value
 
-from hdl.beat import Client
+from hdl.beat import ROOM_READS, Client
 from hdl.bridge import Bridge
 from hdl.config import DeviceConfig, EngineConfig
 from hdl.control import Control
@@ -166,7 +166,12 @@ def gather_spec(stuck):
     table = s.free(dut.table_ready, "table_ready")
     s.free(dut.sink_ready, "sink_ready")
     ready, taken = s.stream(dut.o, "o")
-    return s, dut, table, ready, taken
+    # The prepare stage builds no third table before a K tile has ended.
+    tables = Signal(3)
+    starts = taken & dut.o.p.tag.flags.pass_start
+    s.m.d.sync += tables.eq(tables + table - starts)
+    s.m.d.comb += Assume(~table | (tables < 2))
+    return s, dut, tables, ready, taken
 
 
 def gather_holds(stuck):
@@ -178,7 +183,7 @@ def gather_holds(stuck):
 
 def gather_order(stuck):
     """Requests count up from the instruction's address; a K tile waits for its tables."""
-    s, dut, table, _, taken = gather_spec(stuck)
+    s, dut, tables, _, taken = gather_spec(stuck)
     m = s.m
     job = dut.i.p
     # An instruction is accepted only when the last request of the one before is in `o`; with that
@@ -199,11 +204,7 @@ def gather_order(stuck):
         m.d.sync += expected.eq(expected + 1)
     m.d.comb += Assert(~dut.o.valid | (dut.o.p.address == expected))
     m.d.comb += Assert(~dut.o.valid | (dut.o.p.tag.client == Client.GATHER))
-    # The prepare stage builds no third table before a K tile has ended.
-    tables = Signal(3)
-    starts = taken & dut.o.p.tag.flags.pass_start
-    m.d.sync += tables.eq(tables + table - starts)
-    m.d.comb += [Assume(~table | (tables < 2)), Assert(~starts | (tables != 0))]
+    m.d.comb += Assert(~(taken & dut.o.p.tag.flags.pass_start) | (tables != 0))
     return s
 
 
@@ -217,7 +218,14 @@ def onchip(stuck):
     ready, taken = s.stream(port.response, "response")
     s.holds(port.response, ready, "response")
     tag = Value.cast(port.response.p.tag)
-    s.watch(valid & port.request.ready, payload[ENGINE.address_bits:], taken, tag, "tags")
+    # The engine asks while there is room, and for a few cycles more.
+    late = Signal(3)
+    with s.m.If(port.read_room):
+        s.m.d.sync += late.eq(0)
+    with s.m.Elif(valid):
+        s.m.d.sync += late.eq(late + 1)
+    s.m.d.comb += Assume(~valid | (late < ROOM_READS - 1))
+    s.watch(valid, payload[ENGINE.address_bits:], taken, tag, "tags")
     return s
 
 
@@ -279,7 +287,7 @@ def control(stuck):
 
 
 def bridge(stuck):
-    """The bridge holds the requests of the memory port, if the engine holds its own."""
+    """The engine's requests pass as they are; the link's come between them, when there is room."""
     s = Spec(dut := Bridge(DeviceConfig(engine=ENGINE, memory_beats=16)), stuck)
     for name in ("running", "done", "failed", "counter_bit"):
         s.free(getattr(dut, name), name)
@@ -287,20 +295,28 @@ def bridge(stuck):
     s.free(dut.i.payload, "i_payload")
     s.free(dut.o.ready, "o_ready")
     s.free(dut.memory.response.valid, "response_valid")
-    s.free(dut.memory.room, "room")
-    request = dut.engine.request
-    valid = s.free(request.valid, "engine_valid")
-    payload = s.free(request.payload, "engine_payload")
-    ready, _ = s.stream(dut.memory.request, "request")
-    s.assume_held(valid, payload, ready, "engine")
-    s.holds(dut.memory.request, ready, "request")
+    s.free(dut.memory.write_room, "write_room")
+    s.free(dut.memory.idle, "idle")
+    room = Signal(name="read_room")
+    s.ports.append(room)
+    s.m.d.comb += dut.memory.read_room.eq(Const(1) if stuck else room)
+    engine, memory = dut.engine.request, dut.memory.request
+    valid = s.free(engine.valid, "engine_valid")
+    payload = s.free(engine.payload, "engine_payload")
+    own = memory.valid & (memory.payload.tag.client == Client.LINK)
+    s.m.d.comb += [
+        Assume(~valid | (engine.payload.tag.client != Client.LINK)),
+        Assert(~valid | (memory.valid & (Value.cast(memory.payload) == payload))),
+        Assert(~own | room),
+        Assert(valid | ~memory.valid | own),
+    ]
     return s
 
 
 # Property, depth of the bounded check, depth of the induction or None.
 PROPERTIES = [
     (decoder, 12, 3),
-    (gather_holds, 12, 3),
+    (gather_holds, 14, None),
     (gather_order, 12, None),
     (onchip, 10, None),
     (uart_queue, 16, None),

@@ -60,10 +60,10 @@ def test_approximates_the_float_layers(devices):
 
 
 def test_factors_round_to_what_the_device_has():
-    r = requantization(2.0 ** np.arange(-45, -14), np.full(31, 103.0), 4)
-    value = r.multiplier / 2.0 ** (22 + 8 + 4 * r.shift)
-    assert np.array_equal(value, 2.0 ** np.arange(-45, -14))
-    assert (r.multiplier >= 2**12).all() and (r.multiplier < 2**16).all()
+    r = requantization(2.0 ** np.arange(-38, -14), np.full(24, 103.0), 4)
+    value = r.multiplier / 2.0 ** (21 + 10 + 6 * r.shift)
+    assert np.array_equal(value, 2.0 ** np.arange(-38, -14))
+    assert (r.multiplier >= 2**11).all() and (r.multiplier < 2**17).all()
     assert (r.bias == 104).all()        # a multiple of 8
     with pytest.raises(host.CapacityError, match="out_scale"):
         requantization([2.0**-10], [0], 2)

@@ -129,7 +129,7 @@ def test_malformed_programs_leave_a_working_device(devices):
     device = devices(SMALL)
     cases = [
         ([Instruction.make("LMMA", columns=8, last=1)], "DEADLOCK"),
-        ([Instruction.make("STORE", columns=8)], "DEADLOCK"),
+        ([Instruction.make("STORE")], "DEADLOCK"),
         ([Instruction.make("LMMA", columns=5)], "BAD_FIELD"),
         ([Instruction.make("LOAD", address=2**20)], "BAD_ADDRESS"),
     ]

@@ -11,13 +11,11 @@ import numpy as np
 from amaranth.hdl import Shape
 from cocotb.triggers import Timer
 
-from hdl.beat import Tag
+from hdl.beat import ROOM_READS, ROOM_WRITES, Tag
 from hdl.config import EngineConfig
 
 __all__ = ["Bench", "Memory", "Stalls"]
 
-ROOM_WRITES = 32
-"""Writes that the memory takes after it withdrew `room` (see hdl.beat.MemorySignature)."""
 STILL_CYCLES = 5_000
 """Cycles without a beat after which a program hangs; an engine reports a deadlock far earlier."""
 
@@ -31,11 +29,11 @@ class Stalls:
     latency : (int, int)
         Cycles from a request to its response, at least and at most.
     idle, refuse : float
-        No response though one is due; no request is taken.
+        No response though one is due; `read_room` goes for a while.
     no_room, room_again : float
-        `room` goes and comes back.
+        `write_room` goes and comes back.
     outstanding : int
-        Requests under way, at most.
+        Requests under way from which there is no `read_room`.
     writing : int
         Cycles that a write is under way, at most.
     """
@@ -163,14 +161,14 @@ class Bench:
         self.config = config
         self.memory = memory
         self.rng = memory.rng
-        names = ("o_request__valid", "o_request__payload", "o_request__ready",
+        names = ("o_request__valid", "o_request__payload", "read_room",
                  "i_response__valid", "i_response__payload", "i_response__ready",
-                 "o_write__valid", "o_write__payload", "write_room", "write_idle",
+                 "o_write__valid", "o_write__payload", "write_room", "memory_idle",
                  "start", "program", "running", "done", "failed", "error", "memory_fault",
                  "counter_shift", "clk", "rst")
         self.pins = {name: getattr(dut, name) for name in names}
         self.driven = {}
-        self.held = None        # request that was refused
+        self.since_read_room = 0        # requests since there was no room
         assert len(dut.i_response__payload) == config.code_bits + config.side_bits \
             + Shape.cast(Tag).width
         for name in ("start", "program", "counter_shift", "clk", "rst", "memory_fault"):
@@ -194,14 +192,14 @@ class Bench:
             self.drive("i_response__payload", offer)
         taking = len(memory.reads) < stalls.outstanding and not (
             stalls.refuse and rng.random() < stalls.refuse)
-        self.drive("o_request__ready", int(taking))
+        self.drive("read_room", int(taking))
         if memory.room and stalls.no_room and rng.random() < stalls.no_room:
             memory.room = 0
             memory.since_room = 0
         elif not memory.room and rng.random() < stalls.room_again:
             memory.room = 1
         self.drive("write_room", memory.room)
-        self.drive("write_idle", int(not memory.writes))
+        self.drive("memory_idle", int(not (memory.writes or memory.reads)))
         self.drive("memory_fault", memory.fault)
         memory.fault = 0
         await Timer(1, "ns")
@@ -211,15 +209,14 @@ class Bench:
             memory.reads.popleft()
             memory.offered = None
         if not self.driven["rst"]:
-            request = self.get("o_request__payload") if self.get("o_request__valid") else None
-            assert self.held is None or request == self.held, "a request changed while it waited"
-            self.held = None if taking else request
-            if request is not None and taking:
-                memory.take_read(request)
+            if taking:
+                self.since_read_room = 0
+            if self.get("o_request__valid"):
+                self.since_read_room += not taking
+                assert self.since_read_room <= ROOM_READS, "more requests than there was room for"
+                memory.take_read(self.get("o_request__payload"))
             if self.get("o_write__valid"):
                 memory.take_write(self.get("o_write__payload"))
-        else:
-            self.held = None
         memory.step()
         self.pins["clk"].value = 1
         await Timer(1, "ns")
@@ -240,6 +237,7 @@ class Bench:
         self.drive("start", 1)
         await self.cycle()
         self.drive("start", 0)
+        await self.cycle()
         self.drive("program", int(self.rng.integers(1 << self.config.address_bits)))
 
     async def finish(self, impatience=0.0):

@@ -1,0 +1,75 @@
+"""The tables of one output column: a RAM per lane that holds the chunk's entries of every row.
+
+Rows share the codes, and so address and write enable of their tables: one RAM as wide as all rows'
+entries serves them, without the bits that four-bit RAM cells would waste in each.
+"""
+
+from amaranth.hdl import Cat, Module, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from hdl.layout import lane_positions
+from hdl.parts import BlockRAM, TableRAM, delay
+
+__all__ = ["Tables"]
+
+
+class Tables(wiring.Component):
+    """A table per lane, both banks in one RAM; one read and one write per cycle.
+
+    Entries leave :attr:`latency` cycles after their codes: one, or two where tables are in block
+    RAM.  No back-pressure.
+
+    Parameters
+    ----------
+    config : EngineConfig
+
+    Members
+    -------
+    codes : In(tile_k), bank : In(1)
+        The stream register, and the bank to read.
+    entries : In(per row one entry per builder), group : In(lane groups), entry, write_bank : In
+        What to write (see :class:`hdl.prepare.Prepare`).
+    values : Out(per row one entry per lane)
+    signs : Out(lanes)
+        Set where the entry counts negative: the other half of the table.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        self.positions = lane_positions(config)
+        self.latency = BlockRAM.LATENCY if config.block_ram_blocks else 1
+        entry = signed(config.entry_bits(max(config.chunks)))
+        rows, lanes = config.rows, len(self.positions)
+        super().__init__({
+            "codes": In(config.tile_k), "bank": In(1),
+            "entries": In(data.ArrayLayout(data.ArrayLayout(entry, config.builders), rows)),
+            "group": In(len(config.lane_groups)), "entry": In(max(config.chunks) - 1),
+            "write_bank": In(1),
+            "values": Out(data.ArrayLayout(data.ArrayLayout(entry, lanes), rows)),
+            "signs": Out(lanes),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config, rows = self.config, range(self.config.rows)
+        for i, positions in enumerate(self.positions):
+            v = len(positions)
+            width = config.entry_bits(v)
+            table = TableRAM(width * config.rows, 2**v, family=config.family,
+                             store="block" if v == 8 else "distributed")
+            m.submodules[f"table_{i}"] = table
+            group, builder = divmod(i, config.builders)
+            wait = self.latency - table.latency
+            code = delay(m, self.codes[positions[0]:positions[0] + v], wait, name=f"code_{i}")
+            bank = delay(m, self.bank, wait, name=f"bank_{i}")
+            m.d.comb += [
+                table.write_address.eq(Cat(self.entry[:v - 1], self.write_bank)),
+                table.write_data.eq(Cat(self.entries[r][builder][:width] for r in rows)),
+                table.write_enable.eq(self.group[group]),
+                table.read_address.eq(Cat(code[1:], bank)),
+                *(self.values[r][i].eq(table.read_data[r * width:(r + 1) * width].as_signed())
+                  for r in rows),
+                self.signs[i].eq(delay(m, code[0], table.latency, name=f"sign_{i}")),
+            ]
+        return m
