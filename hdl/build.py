@@ -1,6 +1,5 @@
 """``python -m hdl.build``: a board's device, from parameters to bitstream and report."""
 
-import argparse
 import dataclasses
 import hashlib
 import importlib
@@ -12,17 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from importlib.metadata import version
 from math import ceil
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
-
+from hdl import commandline
 from hdl.config import FORMATS, DeviceConfig, EngineConfig
-from hdl.errors import ArgumentError, BuildError, LutraError
+from hdl.errors import ArgumentError, BuildError
 from hdl.protocol import BAUDS
 from hdl.registers import REGISTERS
 from hdl.synthesis import cache_root, detach_carries, run, tool, tool_version
@@ -339,29 +335,15 @@ def estimate(config):
 
 # Command line
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")    # one line, without the usage
-
-
-def _megahertz(text):
-    return round(float(text) * 1e6)
-
-
-def _kibibytes(text):
-    return int(text) * 1024
-
-
-# argparse names the type in errors
-_megahertz.__name__ = "number of MHz"
-_kibibytes.__name__ = "number of KiB"
+_megahertz = commandline.kind("number of MHz", lambda text: round(float(text) * 1e6))
+_kibibytes = commandline.kind("number of KiB", lambda text: int(text) * 1024)
 
 
 def _parser(boards):
-    parser = _Parser(prog="python -m hdl.build", epilog=_EXAMPLES,
-                     formatter_class=argparse.RawDescriptionHelpFormatter,
-                     description="Build an accelerator for a board: to a bitstream where open "
-                                 "tools can, to a Vivado project elsewhere.")
+    parser = commandline.Parser(
+        "python -m hdl.build", examples=_EXAMPLES,
+        description="Build an accelerator for a board: to a bitstream where open tools can, to a "
+                    "Vivado project elsewhere.")
     parser.add_argument("--board", required=True, choices=list(boards.BOARDS), help="what for")
     parser.add_argument("--size", default="default", choices=_SIZES,
                         help="tiny builds in a minute, max is the largest that fits and meets "
@@ -400,8 +382,8 @@ def main(argv=None):
     """
     boards = importlib.import_module("boards")
     parser = _parser(boards)
-    try:
-        args = parser.parse_args(argv)
+
+    def work(args):
         board = boards.find(args.board)
         changes = {name: getattr(args, name) for name in _ENGINE if getattr(args, name) is not None}
         try:
@@ -410,43 +392,20 @@ def main(argv=None):
             board.clock(config.clock_hz)
         except ArgumentError as error:
             parser.error(str(error))
-    except SystemExit as stop:
-        return stop.code
-    out = args.out or Path("build") / f"{args.board}-{args.size}"
-    try:
+        out = args.out or Path("build") / f"{args.board}-{args.size}"
         if args.dry_run:
             report = describe(board, config) | {"estimate": estimate(config), "out": str(out)}
         else:
-            with _progress() as steps:
+            with commandline.progress_steps() as steps:
                 report = build(board, config, seed=args.seed, out=out, steps=steps,
                                allow_timing_fail=args.allow_timing_fail)
-    except (LutraError, OSError, KeyboardInterrupt) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"{parser.prog}: error: {message}", file=sys.stderr)
-        return 1
-    if args.json:
-        print(json.dumps(report))
-    else:
-        _print_table(report, out)
-    return 0
+        commandline.print_summary(report, _rows(report, out), as_json=args.json)
+
+    return commandline.run(parser, work, argv)
 
 
-@contextmanager
-def _progress():
-    """Show each step with its time on standard error, if that is a terminal."""
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"),
-               TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        @contextmanager
-        def step(title):
-            task = bar.add_task(title, total=1)
-            yield
-            bar.update(task, completed=1)
-        yield step
-
-
-def _print_table(report, out):
+def _rows(report, out):
+    """What the table of a report says: a list of (name, value)."""
     engine, memory = report["engine"], report["memory"]
     clock = f"{report['clock_hz'] / 1e6:g} MHz"
     rows = [
@@ -474,10 +433,7 @@ def _print_table(report, out):
              f"none; run build_top.sh in {out} where Vivado is"),
             ("digest", report["digest"]), ("time", f"{report['seconds']:g} s when it was built"),
             ("results", str(out))]
-    table = Table(show_header=False)
-    for row in rows:
-        table.add_row(*row)
-    Console(markup=False, highlight=False).print(table)
+    return rows
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from hdl.config import EngineConfig
 from hdl.layout import activation_order
 from host.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["arrange", "check", "quantize_tokens"]
+__all__ = ["arrange", "check", "quantize_tokens", "stored"]
 
 LARGEST = {8: 127, 16: 32767}
 
@@ -29,6 +29,13 @@ def check(x, K):
     if not np.isfinite(x).all():
         raise ArgumentError("activations must be finite; there is NaN or infinity among them")
     return x.reshape(-1, K).astype(np.float32), x.shape[:-1]
+
+
+def stored(x, q):
+    """float32 activations [M, K] in the order and on the scale of a matrix's stored columns."""
+    if q.permutation is not None:
+        x = x[:, q.permutation]
+    return x if q.input_scale is None else x * q.input_scale
 
 
 def quantize_tokens(x, bits=8):

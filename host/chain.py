@@ -24,6 +24,8 @@ from host import activations
 from host.compiler import LayerCode, matmul_program
 from host.errors import ArgumentError, CapacityError
 from host.pack import pack, spread
+from host.progress import Meter
+from host.results import collect, figures, real, result_beats
 
 __all__ = ["Chain", "Requantization", "requantization"]
 MULTIPLIER_BITS = PARAMETER_FIELDS["multiplier"][1]
@@ -124,23 +126,23 @@ class Chain:
         self.stats: dict = {}
         self.requantizations: list[Requantization] = []
         self._placed: list = []
-        self._generation = None
+        self._images = None
 
     def _scales(self):
         """Input scale of every layer."""
         return [self.in_scale, *(layer.out_scale for layer in self.layers[:-1])]
 
-    def _place(self):
+    def _place(self, meter):
         """Have the chain's images on the device."""
         device = self.device
         for layer in self.layers:
             device._adapt(layer.q, 8)
         if not device.engine.epilogue:
             raise CapacityError(f"{device.url} is built without the epilogue that chains need")
-        if self._generation == device.generation:
+        if self._images is device.images:
             return
         engine = device.engine
-        self.requantizations, self._placed = [], []
+        self.requantizations, images = [], []
         for i, layer in enumerate(self.layers):
             q = layer.q
             codes, scales, zeros = q.codes, q.scales, q.zeros
@@ -159,19 +161,16 @@ class Chain:
                     "bias": np.where(real, factor.bias[rows] // unit, 0),
                     "multiplier": np.where(real, factor.multiplier[rows], MULTIPLIER_MIN),
                     "shift": np.where(real, factor.shift[rows], 0)}
-            image = pack(codes, q.config.bits, scales, zeros, q.config.group_size, engine,
-                         parameters)
-            address = device.memory.take(len(image.data))
-            if address is None:
-                raise CapacityError(f"layer {i} of the chain takes {len(image.data)} beats; the "
-                                    f"largest free part has {device.memory.largest()}")
-            device.write_beats(address, image.data, image.side)
-            code = LayerCode(tiles=[(address + b, s) for b, s in image.tiles],
-                             k_tiles=image.k_tiles, planes=image.planes, zero=image.zero,
-                             requant=image.requant)
-            self._placed.append((image, code))
-            weakref.finalize(self, _give, device, device.generation, address)
-        self._generation = device.generation
+            images.append(pack(codes, q.config.bits, scales, zeros, q.config.group_size, engine,
+                               parameters))
+        for image in images:
+            meter.expect(device.images.missing(image))
+        self._placed = []
+        for image in images:
+            resident = device.images.place(image, meter)
+            weakref.finalize(self, device.images.release, resident)
+            self._placed.append((image, LayerCode.at(resident.address, image)))
+        self._images = device.images
 
     def _requantize(self, i):
         layer, following = self.layers[i], self.layers[i + 1].q
@@ -187,24 +186,26 @@ class Chain:
         self.requantizations.append(requantization(factor, bias, layer.q.config.bits))
         return self.requantizations[-1]
 
-    def __call__(self, x):
+    def __call__(self, x, progress=None):
         """Apply the chain.
 
         Parameters
         ----------
         x : float32 or float16 [..., K]
+        progress : callable, optional
+            Called as ``progress(done, total)`` with bytes: of the weights in the first call, of
+            activations and results in every one.
 
         Returns
         -------
         float32 [..., N]
         """
-        from host.device import collect, result_beats
-
+        meter = Meter(progress)
         first, last = self.layers[0], self.layers[-1]
         flat, lead = activations.check(x, first.q.shape[1])
         if self.in_scale is None:
             self.in_scale = float(np.float32(np.abs(flat).max(initial=0)) / np.float32(127)) or 1.0
-        self._place()
+        self._place(meter)
         device, engine = self.device, self.device.engine
         xq = self.quantize(flat)
         images = [image for image, _ in self._placed]
@@ -214,11 +215,14 @@ class Chain:
         results = sum(result_beats(steps, engine) for _, steps in images[-1].tiles)
         total = dict.fromkeys(COUNTERS, 0)
         acc = np.zeros((len(xq), last.q.shape[0]), np.int64)
-        room = device.memory.largest() - engine.rows * (len(sizes) + 2)
-        batch = min(groups, room // (sum(sizes) + results + 16 * len(images)))
+        per_group = sum(sizes) + results + 16 * len(images)
+        spare = engine.rows * (len(sizes) + 2)
+        room = device.memory.room(per_group + spare) - spare
+        batch = min(groups, room // per_group)
         if groups and not batch:
             raise CapacityError(f"one group of {engine.rows} tokens needs {sum(sizes) + results} "
                                 f"beats for the chain's activations; {max(room, 0)} are free")
+        meter.expect(groups * (sizes[0] + results) * engine.beat_bytes)
         for start in range(0, groups, max(1, batch)):
             count = min(batch, groups - start)
             with device.memory.hold(count * (sum(sizes) + results) + engine.rows) as base:
@@ -229,7 +233,7 @@ class Chain:
                 data = np.concatenate([
                     activations.arrange(xq[t], images[0].positions, images[0].padded_k, engine)
                     for t in tokens])
-                device.write_beats(areas[0], data)
+                device.write_beats(areas[0], data, meter=meter)
                 program = []
                 for i, (_, code) in enumerate(self._placed):
                     final = i == len(self._placed) - 1
@@ -242,40 +246,20 @@ class Chain:
                     program.append(Instruction.make("FENCE"))
                 for name, value in device.run(program).items():
                     total[name] += value
-                beats = device.read_beats(areas[-1], count * results)
+                beats = device.read_beats(areas[-1], count * results, meter)
                 for g, t in enumerate(tokens):
                     acc[t] = collect(beats[g * results:(g + 1) * results], images[-1].tiles, engine,
                                      last.q.shape[0])[:len(acc[t])]
-        self._figure(total, len(xq))
-        y = acc.astype(np.float64) * last.q.row_scale.astype(np.float64) * self._scales()[-1]
-        if last.bias is not None:
-            y += last.bias
-        y = y.astype(np.float32)
-        if last.activation == "relu":
-            y = np.maximum(y, 0)
-        return y.reshape(*lead, last.q.shape[0])
-
-    def quantize(self, x):
-        """int8 input of the first layer, in its stored order: int16 [M, K]."""
-        q = self.layers[0].q
-        if q.permutation is not None:
-            x = x[:, q.permutation]
-        if q.input_scale is not None:
-            x = x * q.input_scale
-        return np.clip(np.rint(x / np.float32(self.in_scale)), -127, 127).astype(np.int16)
-
-    def _figure(self, counters, M):
-        engine = self.device.engine
         macs = [int(np.prod(layer.q.shape)) for layer in self.layers]
         ideal = sum(n / engine.peak_macs(layer.q.config.bits)
                     for n, layer in zip(macs, self.layers))
-        cycles = counters["cycles"]
-        self.stats = {
-            **counters, "gather_cycles": counters["gather_busy"], "tokens": M,
-            "peak_macs_per_cycle": sum(macs) / ideal,
-            "utilization": M * ideal / cycles if cycles else 0.0,
-            "bytes_read": counters["beats_read"] * (engine.code_bits + engine.side_bits) // 8,
-            "bytes_written": counters["beats_written"] * engine.beat_bytes}
+        self.stats = figures(total, engine, len(xq), sum(macs), sum(macs) / ideal)
+        return real(acc, last, self._scales()[-1]).reshape(*lead, last.q.shape[0])
+
+    def quantize(self, x):
+        """int8 input of the first layer, in its stored order: int16 [M, K]."""
+        x = activations.stored(x, self.layers[0].q)
+        return np.clip(np.rint(x / np.float32(self.in_scale)), -127, 127).astype(np.int16)
 
 
 def _stream_order(q, engine):
@@ -285,8 +269,3 @@ def _stream_order(q, engine):
     column = np.full(padded, -1)
     column[positions] = np.arange(K) if q.permutation is None else q.permutation
     return column.reshape(-1, engine.tile_k)[:, activation_order(engine)].reshape(-1)
-
-
-def _give(device, generation, address):
-    if device.generation == generation:
-        device.memory.give(address)

@@ -25,6 +25,13 @@ class LayerCode:
     zero: bool
     requant: bool = False
 
+    @classmethod
+    def at(cls, address, image):
+        """The code of a :class:`host.pack.Image` that lies at a beat address."""
+        return cls(tiles=[(address + beat, steps) for beat, steps in image.tiles],
+                   k_tiles=image.k_tiles, planes=image.planes, zero=image.zero,
+                   requant=image.requant)
+
 
 def _prepare(config, address, local, tiles, *, unsigned, load, first):
     """LOAD and BUILD of `tiles` K tiles; the first tile by itself where nothing hides it."""
@@ -64,6 +71,7 @@ def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
         Where the results go.
     relu : bool
         Clip int8 results at zero.
+
     Returns
     -------
     list of Instruction

@@ -12,6 +12,7 @@ from hdl.isa import Instruction, assemble
 from hdl.registers import COUNTERS, MAGIC, REGISTERS, Error, Space, Status, base_of
 from host import activations
 from host.compiler import LayerCode, matmul_program
+from host.directory import Images
 from host.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -20,8 +21,9 @@ from host.errors import (
     LinkTimeout,
     ProgramError,
 )
-from host.memory import Allocator
-from host.pack import pack
+from host.pack import packed
+from host.progress import Meter
+from host.results import collect, figures, real, result_beats
 from host.telemetry import counts
 
 __all__ = ["Device", "Layer"]
@@ -50,6 +52,8 @@ class Device:
     engine : EngineConfig
         What the device says it is.
     memory_beats, clock_hz : int
+    images : host.directory.Images
+        What lies in the memory, and who has which part of it.
     generation : int
         Counts reconfigurations; what was uploaded before is gone.
     """
@@ -110,10 +114,11 @@ class Device:
         self.engine = engine_of({n: self.read_register(n) for n in ("FORMAT", "ARRAY", "BUFFERS")})
         self.memory_beats = self.read_register("MEMORY")
         self.clock_hz = self.read_register("CLOCK")
-        self.memory = Allocator(self.memory_beats)
-        self._images = {}
+        self.digest = self.read_register("DIGEST")
         if self.read_register("STATUS") == Status.RUNNING:
             self.reset()
+        self.images = Images(self)
+        self.memory = self.images.memory
 
     def reset(self):
         """Stop whatever runs and bring the engine to its initial state; memory is kept."""
@@ -121,7 +126,18 @@ class Device:
 
     # Memory
 
-    def write_beats(self, address, data, side=None):
+    @property
+    def _side_stride(self):
+        """Bytes between the sidebands of consecutive beats."""
+        words = -(-self.engine.side_bits // 32)
+        return 4 << (words - 1).bit_length()
+
+    @property
+    def link_bytes(self):
+        """Bytes that a beat with its sideband takes on the link."""
+        return self.engine.beat_bytes + self._side_stride
+
+    def write_beats(self, address, data, side=None, meter=None):
         """Write beats and, where given, their sidebands.
 
         Parameters
@@ -130,21 +146,34 @@ class Device:
             First beat.
         data : uint8 [beats, beat_bytes]
         side : uint32 [beats, words] or None
+        meter : host.progress.Meter or None
+            Told what is done.
         """
-        size = self.engine.beat_bytes
-        self.transport.write(base_of(Space.MEMORY) + address * size, data.tobytes())
+        parts = [(base_of(Space.MEMORY) + address * self.engine.beat_bytes, data)]
         if side is not None:
-            words = -(-self.engine.side_bits // 32)
-            stride = 1 << (words - 1).bit_length()
-            spread = np.zeros((len(side), stride), np.uint32)
-            spread[:, :words] = side
-            self.transport.write(base_of(Space.SIDEBAND) + address * 4 * stride, spread.tobytes())
+            stride = self._side_stride
+            spread = np.zeros((len(side), stride // 4), np.uint32)
+            spread[:, :side.shape[1]] = side
+            parts.append((base_of(Space.SIDEBAND) + address * stride, spread))
+        for start, array in parts:
+            content = array.tobytes()
+            for piece in (meter or Meter()).pieces(len(content)):
+                self.transport.write(start + piece.start, content[piece])
 
-    def read_beats(self, address, count):
+    def read_beats(self, address, count, meter=None):
         """`count` beats from `address`: uint8 [count, beat_bytes]."""
         size = self.engine.beat_bytes
-        data = self.transport.read(base_of(Space.MEMORY) + address * size, count * size)
+        start = base_of(Space.MEMORY) + address * size
+        data = b"".join(self.transport.read(start + piece.start, piece.stop - piece.start)
+                        for piece in (meter or Meter()).pieces(count * size))
         return np.frombuffer(data, np.uint8).reshape(count, size)
+
+    def forget(self):
+        """Drop the weights that the device keeps although no layer uses them any more.
+
+        To be called where something else wrote to the memory of a device that keeps it.
+        """
+        self.images.forget()
 
     # Programs
 
@@ -205,8 +234,8 @@ class Device:
 
     # Layers
 
-    def load(self, q, bias=None, activation=None, out="float", out_scale=None):
-        """Compile a quantised matrix for this device and upload it.
+    def load(self, q, bias=None, activation=None, out="float", out_scale=None, progress=None):
+        """Compile a quantised matrix for this device and upload it, unless it is there already.
 
         Parameters
         ----------
@@ -218,12 +247,16 @@ class Device:
             ``"float"``, ``"int8"`` or ``"index"``.
         out_scale : float or None
             Scale of an int8 output; None takes ``q.output_scale``.
+        progress : callable, optional
+            Called as ``progress(done, total)`` with bytes during the upload.  That of a layer
+            with another output than ``"float"`` is part of its chain's first call.
 
         Returns
         -------
         Layer
         """
-        return Layer(self, q, bias=bias, activation=activation, out=out, out_scale=out_scale)
+        return Layer(self, q, bias=bias, activation=activation, out=out, out_scale=out_scale,
+                     progress=progress)
 
     def chain(self, layers, in_scale=None):
         """Layers applied one after the other without leaving the device.
@@ -269,7 +302,8 @@ class Layer:
     refers to it any more.
     """
 
-    def __init__(self, device, q, *, bias, activation, out, out_scale):
+    def __init__(self, device, q, *, bias, activation, out, out_scale, progress=None):
+        meter = Meter(progress)
         if out not in ("float", "int8", "index"):
             raise ArgumentError(f"out must be 'float', 'int8' or 'index', not {out!r}")
         if out == "index":
@@ -297,13 +331,15 @@ class Layer:
         self.bias = bias
         self.out_scale = None if out_scale is None else float(np.float32(out_scale))
         self._stats: dict[str, Any] = {}
-        self._resident: Any = None
+        self._image: Any = None
+        self._code: Any = None
+        self._images = None
         self._freed = False
         self._release = None
         if out == "float":      # the others live in a chain, with its scales
-            self._place(8)
+            self._place(8, meter)
 
-    def _place(self, bits):
+    def _place(self, bits, meter):
         """Have the matrix on the device, for activations of `bits` bits."""
         if self._freed:
             raise DeviceError("this layer was freed")
@@ -312,22 +348,29 @@ class Layer:
         self._prove(bits)
         device = self.device
         device._adapt(self.q, bits)
-        if self._resident is not None and self._resident.generation == device.generation:
+        if self._images is device.images:
             return
-        self._resident = _Resident.of(device, self.q)
-        self._release = weakref.finalize(self, self._resident.release)
+        image = packed(self.q, device.engine)
+        meter.expect(device.images.missing(image))
+        resident = device.images.place(image, meter)
+        self._release = weakref.finalize(self, device.images.release, resident)
+        self._image, self._code = image, LayerCode.at(resident.address, image)
+        self._images = device.images
 
     def _prove(self, bits):
         """Refuse a matrix whose accumulators could overflow."""
         limit = min(EXACT_BITS, self.device.engine.accumulator_bits - 1)
-        bound = row_bound(self.q) * (127 if bits == 8 else 32768)
+        bound = self.q.row_bound * (127 if bits == 8 else 32768)
         if bound >= 2**EXACT_BITS or (bits == 8 and bound >= 2**limit):
             raise CapacityError(
                 f"accumulators must stay below {limit} bits for {bits}-bit activations; this "
                 f"matrix can reach {bound.bit_length()} bits: split it along K or use fewer bits")
 
     def free(self):
-        """Give the layer's memory back."""
+        """Give the layer's memory back.
+
+        A device that keeps its memory keeps the weights there until the space is needed.
+        """
         if not self._freed:
             self._freed = True
             if self._release is not None:
@@ -343,12 +386,14 @@ class Layer:
         """
         return MappingProxyType(self._stats)
 
-    def __call__(self, x):
+    def __call__(self, x, progress=None):
         """``x @ W.T + bias``; float outputs only.
 
         Parameters
         ----------
         x : float32 or float16 [..., K]
+        progress : callable, optional
+            Called as ``progress(done, total)`` with the bytes of activations and results.
 
         Returns
         -------
@@ -359,28 +404,19 @@ class Layer:
                                 "with out='float' to call it")
         N, K = self.q.shape
         flat, lead = activations.check(x, K)
-        if self.q.permutation is not None:
-            flat = flat[:, self.q.permutation]
-        if self.q.input_scale is not None:
-            flat = flat * self.q.input_scale
-        xq, scale = activations.quantize_tokens(flat)
-        acc = self._accumulate(xq, 8)
-        y = acc.astype(np.float64) * self.q.row_scale.astype(np.float64)
-        y *= scale.astype(np.float64)[:, None]
-        if self.bias is not None:
-            y += self.bias
-        y = y.astype(np.float32)
-        if self.activation == "relu":
-            y = np.maximum(y, 0)
-        return y.reshape(*lead, N)
+        xq, scale = activations.quantize_tokens(activations.stored(flat, self.q))
+        acc = self._accumulate(xq, 8, Meter(progress))
+        return real(acc, self, scale.astype(np.float64)[:, None]).reshape(*lead, N)
 
-    def integers(self, xq):
+    def integers(self, xq, progress=None):
         """Accumulators for integer activations.
 
         Parameters
         ----------
         xq : integers [..., K]
             In the stored column order; in [-127, 127] for one pass, else int16 in two.
+        progress : callable, optional
+            As of a call.
 
         Returns
         -------
@@ -398,28 +434,29 @@ class Layer:
             raise ArgumentError("activations must fit int16, -32768..32767, not "
                                 f"{low if low < -32768 else high}")
         bits = 8 if -127 <= low and high <= 127 else 16
-        return self._accumulate(flat, bits).reshape(*xq.shape[:-1], N)
+        return self._accumulate(flat, bits, Meter(progress)).reshape(*xq.shape[:-1], N)
 
-    def _accumulate(self, xq, bits):
+    def _accumulate(self, xq, bits, meter):
         """int64 [M, N] accumulators of integer tokens [M, K]."""
-        self._place(bits)
-        device, engine = self.device, self.device.engine
-        image = self._resident.image
+        self._place(bits, meter)
+        device, engine, image = self.device, self.device.engine, self._image
         passes = bits // 8
-        N, _ = self.q.shape
+        N, K = self.q.shape
         M = len(xq)
         out = np.zeros((M, N), np.int64)
         planes = [xq] if passes == 1 else [xq >> 8, xq & 255]
         group_in = passes * image.k_tiles * engine.tile_beats
         group_out = sum(result_beats(steps, engine) for _, steps in image.tiles)
         groups = -(-M // engine.rows)
-        room = device.memory.largest() - 64
         per_group = group_in + group_out + 8 * len(image.tiles) * passes * 4
+        # Weights that may be wanted again go for one group, not for a larger batch.
+        room = device.memory.room(per_group + 64) - 64
         batch = min(groups, room // per_group)
         if groups and not batch:
             raise CapacityError(
                 f"one group of {engine.rows} tokens needs {per_group} beats of "
                 f"{engine.beat_bytes} bytes for activations and results; {max(room, 0)} are free")
+        meter.expect(groups * (group_in + group_out) * engine.beat_bytes)
         total = dict.fromkeys(COUNTERS, 0)
         for first in range(0, groups, max(batch, 1)):
             count = min(batch, groups - first)
@@ -430,102 +467,17 @@ class Layer:
                 data = np.concatenate([
                     activations.arrange(p[t], image.positions, image.padded_k, engine)
                     for t in tokens for p in planes])
-                device.write_beats(base, data)
+                device.write_beats(base, data, meter=meter)
                 addresses = [(base + g * group_in, results + g * group_out)
                              for g in range(count)]
                 counters = device.run(
-                    matmul_program(engine, self._resident.code, addresses, passes=passes))
+                    matmul_program(engine, self._code, addresses, passes=passes))
                 for name, value in counters.items():
                     total[name] += value
-                beats = device.read_beats(results, count * group_out)
+                beats = device.read_beats(results, count * group_out, meter)
                 for g, t in enumerate(tokens):
                     out[t] = collect(beats[g * group_out:(g + 1) * group_out], image.tiles,
                                      engine, N)[:len(out[t])]
-        self._stats = self._figures(total, M, passes)
+        self._stats = figures(total, engine, M, N * K,
+                              engine.peak_macs(self.q.config.bits * passes))
         return out
-
-    def _figures(self, counters, M, passes):
-        engine = self.device.engine
-        N, K = self.q.shape
-        peak = engine.peak_macs(self.q.config.bits * passes)
-        cycles = counters["cycles"]
-        return {
-            **counters, "gather_cycles": counters["gather_busy"],
-            "peak_macs_per_cycle": peak,
-            "utilization": M * N * K / (cycles * peak) if cycles else 0.0,
-            "bytes_read": counters["beats_read"] * (engine.code_bits + engine.side_bits) // 8,
-            "bytes_written": counters["beats_written"] * engine.beat_bytes,
-            "tokens": M,
-        }
-
-
-def row_bound(q):
-    """Largest sum of the magnitudes of an output row's integer weights."""
-    N, K = q.shape
-    step = max(1, 2**22 // K)
-    return max(int(np.abs(q.integer_weights(slice(n, n + step))).sum(axis=1).max())
-               for n in range(0, N, step))
-
-
-def result_beats(steps, engine):
-    """Beats of 64-bit results of so many column steps."""
-    return -(-steps * engine.cells * 8 // engine.beat_bytes)
-
-
-def collect(beats, tiles, engine, N):
-    """Results of one group of tokens as int64 [rows, N] from the beats that STORE wrote."""
-    parts = []
-    at = 0
-    for _, steps in tiles:
-        count = result_beats(steps, engine)
-        values = beats[at:at + count].reshape(-1).view("<i8")[:steps * engine.cells]
-        width = engine.n_tile * engine.columns
-        parts.append(values.reshape(steps * engine.columns, engine.rows)[:width])
-        at += count
-    full = len(parts) - 1
-    width = engine.n_tile * engine.columns
-    parts[-1] = parts[-1][:N - full * width]
-    return np.concatenate(parts).T
-
-
-class _Resident:
-    """An image in a device's memory, shared by the layers of equal matrices."""
-
-    def __init__(self, device, q):
-        engine = device.engine
-        self.device = device
-        self.generation = device.generation
-        self.key = q.digest
-        self.users = 0
-        self.image = image = pack(q.codes, q.config.bits, q.scales, q.zeros,
-                                  q.config.group_size, engine)
-        beats = len(image.data)
-        self.address = device.memory.take(beats)
-        if self.address is None:
-            raise CapacityError(
-                f"the matrix takes {beats} beats of {engine.beat_bytes} bytes "
-                f"({beats * engine.beat_bytes / 2**20:.2f} MiB) of device memory; the largest free "
-                f"part has {device.memory.largest()}: free a layer or use fewer bits")
-        device.write_beats(self.address, image.data, image.side)
-        self.code = LayerCode(
-            tiles=[(self.address + b, s) for b, s in image.tiles], k_tiles=image.k_tiles,
-            planes=image.planes, zero=image.zero, requant=image.requant)
-
-    @classmethod
-    def of(cls, device, q):
-        """The resident image of `q`, uploaded now if it is not there."""
-        resident = device._images.get(q.digest)
-        if resident is None:
-            resident = device._images[q.digest] = cls(device, q)
-        resident.users += 1
-        return resident
-
-    def release(self):
-        """One layer less; the last gives the memory back."""
-        self.users -= 1
-        device = self.device
-        if self.users == 0 and self.generation == device.generation:
-            device.memory.give(self.address)
-            device._images.pop(self.key, None)
-
-

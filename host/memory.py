@@ -15,32 +15,47 @@ class Allocator:
     ----------
     beats : int
         Size of the memory.
+    align : int
+        Parts start at multiples of so many beats.
+    evict : callable
+        Frees something that can be had again, or returns False: there is nothing.
     """
 
-    ALIGN = 2   # beats; 64 bytes at the narrowest usual beat of 32
-
-    def __init__(self, beats):
+    def __init__(self, beats, align=1, evict=lambda: False):
         self.beats = beats
+        self._align = align
+        self._evict = evict
         self._taken = []        # (first, end), sorted
 
     def _gaps(self):
         at = 0
         for first, end in self._taken:
             yield at, first
-            at = -(-end // self.ALIGN) * self.ALIGN
+            at = -(-end // self._align) * self._align
         yield at, self.beats
 
     def largest(self):
         """Size of the largest free part."""
         return max(0, max(end - first for first, end in self._gaps()))
 
+    def room(self, wanted):
+        """Size of the largest free part, after evicting what keeps it below `wanted`."""
+        while self.largest() < wanted <= self.beats and self._evict():
+            pass
+        return self.largest()
+
     def take(self, count):
         """Address of `count` free beats, now taken, or None."""
+        self.room(count)
         for first, end in self._gaps():
             if end - first >= count:
-                insort(self._taken, (first, first + count))
+                self.claim(first, count)
                 return first
         return None
+
+    def claim(self, first, count):
+        """Take the `count` beats from `first` on, which must be free."""
+        insort(self._taken, (first, first + count))
 
     def give(self, address):
         """Free what starts at `address`."""

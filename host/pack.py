@@ -5,7 +5,10 @@ the matrix has zero points, each K tile starts with two beats whose codes are al
 minus: they make the array sum its activations.
 """
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -13,7 +16,7 @@ from hdl.config import MAX_DIM, MIN_COLUMNS, EngineConfig
 from hdl.layout import PARAMETER_BITS, PARAMETER_FIELDS, lane_positions, side_fields
 from host.errors import CapacityError
 
-__all__ = ["Image", "pack", "spread"]
+__all__ = ["Image", "pack", "packed", "spread"]
 
 SUM_BEATS = 2
 
@@ -54,7 +57,37 @@ class Image:
         """K as the engine walks it."""
         return self.k_tiles * (self.data.shape[1] * 8 // self._columns)
 
+    @cached_property
+    def digest(self):
+        """bytes: the first 16 of a SHA-256 over the beats and their sidebands."""
+        sha = hashlib.sha256(f"{self.data.shape} {self.side.shape}".encode())
+        sha.update(self.data.tobytes())
+        sha.update(self.side.tobytes())
+        return sha.digest()[:16]
+
     _columns: int = 1
+
+
+_packed: WeakKeyDictionary = WeakKeyDictionary()
+
+
+def packed(q, config: EngineConfig):
+    """The image of a matrix for an engine; kept as long as the matrix is.
+
+    Parameters
+    ----------
+    q : host.matrix.QuantizedMatrix
+    config : EngineConfig
+
+    Returns
+    -------
+    Image
+    """
+    images = _packed.setdefault(q, {})
+    if config not in images:
+        images[config] = pack(q.codes, q.config.bits, q.scales, q.zeros, q.config.group_size,
+                              config)
+    return images[config]
 
 
 def spread(K, group_size, config: EngineConfig):

@@ -9,6 +9,7 @@ from ml_dtypes import bfloat16
 from host.errors import ArgumentError, ArgumentTypeError
 from host.formats import FORMATS
 from host.matrix import row_blocks
+from host.progress import check_progress
 
 __all__ = ["configure", "from_codes", "quantize"]
 
@@ -49,11 +50,10 @@ def quantize(W, format="bitserial", *, calibration=None, seed=0, progress=None, 
             raise ArgumentError(f"calibration must have the K = {W.shape[1]} columns of W, "
                                 f"got shape {calibration.shape}")
         output_scale = _output_scale(W, calibration)
-    if progress is not None and not callable(progress):
-        raise ArgumentTypeError(f"progress must be callable or None, got {progress!r}")
+    progress = check_progress(progress)
     matrix = next(f.matrix for f in FORMATS.values() if f.config is type(config))
     return matrix.quantize(W, config, calibration=calibration, seed=seed,
-                           output_scale=output_scale, progress=progress or (lambda *_: None))
+                           output_scale=output_scale, progress=progress)
 
 
 def from_codes(format, **arrays):

@@ -5,7 +5,6 @@ interface that a board has; so is one large layer, on engines of 1 and 8 rows wi
 DDR3-like memory.  Every output is compared with the golden model, bit for bit.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -19,21 +18,14 @@ from pathlib import Path
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import host
+from hdl import commandline
+from hdl.commandline import progress_bar
 from hdl.config import MIN_COLUMNS, EngineConfig
 from hdl.store import spacing
-from host.cli.quantize import progress_bar
 from host.pack import spread
 from sim import digits, golden
 from sim.device import MEMORIES
@@ -204,7 +196,7 @@ class Job:
     run: Callable
 
 
-def run_jobs(title, jobs, console):
+def run_jobs(title, jobs):
     """Results of jobs, in order; they run side by side, the longest first."""
     lock = threading.Lock()
     running = {}
@@ -222,12 +214,9 @@ def run_jobs(title, jobs, console):
                     finished.append(job)
 
     finished = []
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
-               TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    total = sum(job.cycles for job in jobs)
     workers = min(_MOST_WORKERS, os.cpu_count() or 1, len(jobs))
-    with ThreadPoolExecutor(workers) as pool, Progress(
-            *columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=sum(job.cycles for job in jobs))
+    with ThreadPoolExecutor(workers) as pool, progress_bar(title) as progress:
         futures = {job: pool.submit(work, job)
                    for job in sorted(jobs, key=lambda job: -job.cycles)}
         try:
@@ -236,7 +225,7 @@ def run_jobs(title, jobs, console):
                     done = sum(job.cycles for job in finished)
                     done += sum(min(job.cycles, simulated(device))
                                 for device, job in running.items())
-                bar.update(task, completed=done)
+                progress(done, total)
                 time.sleep(0.1)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -244,15 +233,15 @@ def run_jobs(title, jobs, console):
         return [futures[job].result() for job in jobs]
 
 
-def prepare(plan, console):
+def prepare(plan):
     """Build the engines of a plan; a line for every step."""
+    console = Console(stderr=True, highlight=False)
     for rows, url in plan.engines.items():
         name = f"engine of {rows} row{'s' * (rows > 1)}"
         begun = []
         start = time.monotonic()
-        with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
-                      TimeElapsedColumn(), console=console, transient=True,
-                      disable=not console.is_terminal) as bar:
+        with commandline.live(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
+                              TimeElapsedColumn()) as bar:
             task = bar.add_task(name, total=_BUILD_STEPS)
 
             def say(text, bar=bar, task=task, name=name, begun=begun):
@@ -301,7 +290,7 @@ def classify(device, matrices, biases, x):
     return x, stats, equal, outputs
 
 
-def run_classifier(plan, console):
+def run_classifier(plan):
     """Accuracy, agreement and cost of the classifier: a dict for JSON, and what boards need."""
     network = digits.load()
     x, labels = network.test[:plan.images], network.test_labels[:plan.images]
@@ -313,7 +302,7 @@ def run_classifier(plan, console):
     jobs = [Job(url, groups * sum(pass_cycles(engine, q.shape, bits, GROUP)[0] for q in qs),
                 lambda device, qs=qs: classify(device, qs, network.biases, x))
             for bits, qs in matrices.items()]
-    results = run_jobs("classifying", jobs, console)
+    results = run_jobs("classifying", jobs)
     reference = network.run(x)[-1]
     right = lambda logits: int(np.count_nonzero(logits.argmax(axis=1) == labels))
     widths, layers = [], {}
@@ -363,7 +352,7 @@ def memory_rate(memory, engine, clock):
     return rate * (1 - pause / period)
 
 
-def run_large(plan, console):
+def run_large(plan):
     """Figures of the large layer on every engine and memory: a list of dicts for JSON."""
     size = plan.size
     rng = np.random.default_rng(0)
@@ -393,7 +382,7 @@ def run_large(plan, console):
                                     device, q, batches, expected[bits])))
                 cases.append((rows, memory, bits, rate, beats * beat, clock))
     figures = []
-    for case, results in zip(cases, run_jobs("multiplying", jobs, console)):
+    for case, results in zip(cases, run_jobs("multiplying", jobs)):
         rows, memory, bits, rate, image, clock = case
         for M, (stats, equal, outputs) in zip(plan.tokens, results):
             operations = 2 * M * size * size
@@ -478,9 +467,8 @@ def _large_table(result):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m sim.demo", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = commandline.Parser(
+        "python -m sim.demo", examples=_EXAMPLES,
         description="Classify digits and multiply by a large layer on the simulated accelerator.")
     parser.add_argument("--prepare", action="store_true", help="build the engines and stop")
     parser.add_argument("--quick", action="store_true",
@@ -490,47 +478,25 @@ def _parser():
 
 
 def main(argv=None):
-    """Run the command line.
-
-    Parameters
-    ----------
-    argv : list of str, optional
-        Arguments; those of the process by default.
-
-    Returns
-    -------
-    int
-        Exit status: 0 done, 1 failed, 2 bad usage.
-    """
-    parser = _parser()
-    try:
-        args = parser.parse_args(argv)
-    except SystemExit as stop:
-        return stop.code
-    try:
-        return _run(args)
-    except (host.LutraError, OSError, MemoryError, KeyboardInterrupt) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"{parser.prog}: error: {message}", file=sys.stderr)
-        return 1
+    """Run the command line; returns the exit status (see :func:`hdl.commandline.run`)."""
+    return commandline.run(_parser(), _run, argv)
 
 
 def _run(args):
     plan = QUICK if args.quick else FULL
-    console = Console(stderr=True, highlight=False)
     out = Console(highlight=False)
     show = (lambda *_: None) if args.json else (lambda *parts: out.print(*parts, sep="\n"))
-    prepare(plan, console)
+    prepare(plan)
     if args.prepare:
-        return 0
+        return
     start = time.monotonic()
-    classifier, layers, engine = run_classifier(plan, console)
+    classifier, layers, engine = run_classifier(plan)
     show(_classifier_table(classifier), "")
     boards = run_boards(layers, engine)
     show(_boards_table(boards) if boards else
          "Boards: no estimate, because docs/reports has no report of a placed-and-routed board "
          "(python -m hdl.build makes them).", "")
-    large = run_large(plan, console)
+    large = run_large(plan)
     show(_large_table(large))
     seconds = time.monotonic() - start
     exact = all(f["golden"] == f["outputs"] for f in classifier["widths"] + large["runs"])
@@ -541,7 +507,6 @@ def _run(args):
         show(f"Done in {seconds:.0f} s.")
     if not exact:
         raise host.DeviceError("the device's results differ from the golden model")
-    return 0
 
 
 if __name__ == "__main__":

@@ -70,6 +70,8 @@ class SimTransport(Transport):
         Told about builds.
     """
 
+    fresh = True
+
     def __init__(self, config, *, name="sim:", memory="ideal", fixed=(), trace=None, direct=True,
                  latency=None, progress=None):
         self.name = name

@@ -6,7 +6,6 @@ scikit-learn bundles (Alpaydin and Kaynak, "Optical Recognition of Handwritten D
 using the file needs no scikit-learn.
 """
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from host.cli.quantize import progress_bar
-from host.errors import FileError, LutraError
+from hdl import commandline
+from host.errors import FileError
 
 __all__ = ["PATH", "Digits", "load", "main", "train"]
 
@@ -141,32 +140,25 @@ def train(path=PATH, *, hidden=HIDDEN, epochs=EPOCHS, progress=None):
 
 def main(argv=None):
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sim.digits", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Train the demo's classifier of handwritten digits.")
+    parser = commandline.Parser("python -m sim.digits", examples=_EXAMPLES,
+                                description="Train the demo's classifier of handwritten digits.")
     parser.add_argument("--out", type=Path, default=PATH, metavar="FILE.safetensors",
                         help="where to write it (default: beside this module)")
     parser.add_argument("--hidden", type=int, nargs="+", default=HIDDEN, metavar="SIZE",
                         help="sizes of the hidden layers (default: 1024 1024)")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="(default: %(default)s)")
-    try:
-        args = parser.parse_args(argv)
+
+    def work(args):
         if min(args.epochs, *args.hidden) < 1:
             parser.error("--epochs and --hidden must be at least 1")
-    except SystemExit as stop:
-        return stop.code
-    try:
-        with progress_bar("training") as progress:
+        with commandline.progress_bar("training") as progress:
             train(args.out, hidden=tuple(args.hidden), epochs=args.epochs, progress=progress)
         digits = load(args.out)
-    except (LutraError, KeyboardInterrupt) as error:
-        print(f"{parser.prog}: error: {error or type(error).__name__}", file=sys.stderr)
-        return 1
-    right = digits.run(digits.test)[-1].argmax(axis=1) == digits.test_labels
-    print(f"{args.out}: {right.sum()} of {len(right)} test images right ({right.mean():.2%}), "
-          f"{args.out.stat().st_size / 2**20:.2f} MiB")
-    return 0
+        right = digits.run(digits.test)[-1].argmax(axis=1) == digits.test_labels
+        print(f"{args.out}: {right.sum()} of {len(right)} test images right ({right.mean():.2%}), "
+              f"{args.out.stat().st_size / 2**20:.2f} MiB")
+
+    return commandline.run(parser, work, argv)
 
 
 if __name__ == "__main__":

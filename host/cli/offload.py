@@ -1,23 +1,19 @@
 """``python -m host.offload``: a matrix and activations in, a quantised matmul on a device out."""
 
-import argparse
-import dataclasses
-import json
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import safetensors
 from rich.console import Console
-from rich.table import Table
 
-from host.cli.quantize import _FIELDS, _group_size, _Parser, progress_bar, read_array
-from host.errors import ArgumentError, DeviceError, FileError, LutraError
-from host.formats import FORMATS
+from hdl import commandline
+from hdl.commandline import progress_bar
+from host.cli import matrix
+from host.errors import ArgumentError, DeviceError, FileError
 from host.matrix import load, row_blocks
 from host.open import open as open_device
-from host.quantizer import configure, quantize
+from host.quantizer import quantize
 
 __all__ = ["main", "multiply"]
 
@@ -36,9 +32,9 @@ _CALL_MACS = 2**27      # of one call: a second or so on a simulated device
 
 
 def _parser():
-    parser = _Parser(prog="python -m host.offload", epilog=_EXAMPLES,
-                     formatter_class=argparse.RawDescriptionHelpFormatter,
-                     description="Multiply activations by a quantised matrix on a device.")
+    parser = commandline.Parser(
+        "python -m host.offload", examples=_EXAMPLES,
+        description="Multiply activations by a quantised matrix on a device.")
     parser.add_argument("matrix", type=Path, metavar="FILE",
                         help="the matrix [out_features, in_features]: float (.npy, .safetensors), "
                              "quantised on the fly, or a file of python -m host.quantize")
@@ -60,69 +56,29 @@ def _parser():
     parser.add_argument("--seed", type=int, default=0,
                         help="of random activations and of formats that draw random numbers "
                              "(default: %(default)s)")
-    options = parser.add_argument_group("quantising on the fly (of a float matrix)")
-    field = lambda *args, **kwargs: options.add_argument(*args, default=argparse.SUPPRESS, **kwargs)
-    field("--format", choices=list(FORMATS), help="(default: bitserial)")
-    field("--bits", type=int, help="bits of a code, 1..8 (default: 4)")
-    field("--group-size", type=_group_size, metavar="SIZE",
-          help="weights that share a scale: 32, 64, 128, or 'row' (default: 128)")
-    field("--scheme", choices=["symmetric", "asymmetric", "ternary", "binary"],
-          help="(default: symmetric)")
-    field("--method", choices=["rtn", "gptq"], help="(default: gptq with --calibration, else rtn)")
-    field("--calibration", type=Path, metavar="FILE.npy",
-          help="inputs of the layer, [tokens, in_features]")
+    matrix.add_options(parser.add_argument_group("quantising on the fly (of a float matrix)"))
     return parser
 
 
 def main(argv=None):
-    """Run the command line.
-
-    Parameters
-    ----------
-    argv : list of str, optional
-        Arguments; those of the process by default.
-
-    Returns
-    -------
-    int
-        Exit status: 0 done, 1 failed, 2 bad usage.
-    """
+    """Run the command line; returns the exit status (see :func:`hdl.commandline.run`)."""
     parser = _parser()
-    try:
-        args = parser.parse_args(argv)
-        given = [name for name in ("format", *_FIELDS, "calibration") if hasattr(args, name)]
-        fields = {name: getattr(args, name) for name in _FIELDS if name in given}
-        try:
-            config = configure(getattr(args, "format", "bitserial"), **fields)
-        except LutraError as error:
-            parser.error(str(error))
-        if fields.get("method") == "gptq" and "calibration" not in given:
-            parser.error("--method gptq needs --calibration")
-        if args.tensor is not None and args.matrix.suffix != ".safetensors":
-            parser.error(f"--tensor needs a .safetensors file, got {args.matrix}")
+
+    def work(args):
+        config = matrix.configuration(parser, args, args.matrix)
         if args.random < 1:
             parser.error(f"--random must be at least 1, got {args.random}")
         if args.seed < 0:
             parser.error(f"--seed must not be negative, got {args.seed}")
         quantized = _is_quantized(args.matrix)
-        if quantized and (given or args.tensor is not None):
-            option = (given or ["tensor"])[0].replace("_", "-")
-            parser.error(f"--{option} is for float matrices; {args.matrix} is quantised already")
-    except SystemExit as stop:
-        return stop.code
-    try:
+        options = matrix.given(args) + ["tensor"] * (args.tensor is not None)
+        if quantized and options:
+            parser.error(f"--{options[0].replace('_', '-')} is for float matrices; {args.matrix} "
+                         "is quantised already")
         summary = _run(args, None if quantized else config, parser)
-    except SystemExit as stop:
-        return stop.code
-    except (LutraError, MemoryError, KeyboardInterrupt) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"{parser.prog}: error: {message}", file=sys.stderr)
-        return 1
-    if args.json:
-        print(json.dumps(summary))
-    else:
-        _print_table(summary)
-    return 0
+        commandline.print_summary(summary, _rows(summary), as_json=args.json)
+
+    return commandline.run(parser, work, argv)
 
 
 def _is_quantized(path):
@@ -138,17 +94,14 @@ def _is_quantized(path):
 
 def _run(args, config, parser):
     """Quantise where `config` is given, multiply, check and write; returns the summary."""
-    # Known before the work, which may take minutes.
-    if args.out is not None and not args.out.parent.is_dir():
-        raise FileError(f"{args.out}: its directory does not exist")
+    matrix.check_out(args.out)
     if config is None:
         q, W = load(args.matrix), None
     else:
-        W = read_array(args.matrix, args.tensor)
-        calibration = getattr(args, "calibration", None)
+        W = matrix.read_array(args.matrix, args.tensor)
+        calibration = matrix.read_array(args.calibration) if hasattr(args, "calibration") else None
         with progress_bar("quantising") as progress:
-            q = quantize(W, config, seed=args.seed, progress=progress,
-                         calibration=None if calibration is None else read_array(calibration))
+            q = quantize(W, config, calibration=calibration, seed=args.seed, progress=progress)
     N, K = q.shape
     if args.input is None:
         x = np.random.default_rng(args.seed).standard_normal((args.random, K), np.float32)
@@ -159,8 +112,8 @@ def _run(args, config, parser):
     except ArgumentError as error:
         parser.error(str(error))
     with device:
-        with progress_bar("uploading"):
-            layer = device.load(q)
+        with progress_bar("uploading") as progress:
+            layer = device.load(q, progress=progress)
         start = time.monotonic()
         with progress_bar("multiplying") as progress:
             y, stats = multiply(layer, x, progress)
@@ -171,10 +124,9 @@ def _run(args, config, parser):
             _write(args.out, y)
         engine, clock = device.engine, device.clock_hz
         summary = {
-            "matrix": str(args.matrix), "tensor": args.tensor, "shape": [N, K], "format": q.format,
-            "config": dataclasses.asdict(q.config), "bits_per_weight": q.bits_per_weight,
-            "code_bits_per_weight": q.code_bits_per_weight, "tokens": stats["tokens"],
-            "device": device.url, "engine": engine.as_dict(), "clock_hz": clock}
+            "matrix": str(args.matrix), "tensor": args.tensor, **matrix.describe(q),
+            "tokens": stats["tokens"], "device": device.url, "engine": engine.as_dict(),
+            "clock_hz": clock}
     summary |= {name: stats[name] for name in (
         "cycles", "gather_cycles", "peak_macs_per_cycle", "utilization", "bytes_read",
         "bytes_written")}
@@ -194,7 +146,7 @@ def _run(args, config, parser):
 
 
 def _activations(path, K):
-    x = read_array(path)
+    x = matrix.read_array(path)
     if x.dtype.kind == "f" and x.dtype != np.float16:
         x = x.astype(np.float32)
     if x.ndim < 1 or x.shape[-1] != K or x.size == 0:
@@ -221,7 +173,7 @@ def multiply(layer, x, progress=None):
     x : float32 or float16 [..., K]
         At least one token.
     progress : callable, optional
-        Called as ``progress(done, total)`` with tokens.
+        Called as ``progress(done, total)`` with tokens, parts of them while bytes are transferred.
 
     Returns
     -------
@@ -235,10 +187,13 @@ def multiply(layer, x, progress=None):
     step = max(1, _CALL_MACS // (N * K) // rows) * rows
     parts, stats = [], []
     for first in range(0, len(tokens), step):
-        parts.append(layer(tokens[first:first + step]))
+        part = tokens[first:first + step]
+
+        def report(done, total, first=first, part=part):
+            progress(first + len(part) * done / total, len(tokens))
+
+        parts.append(layer(part, progress and report))
         stats.append(dict(layer.stats))
-        if progress is not None:
-            progress(min(first + step, len(tokens)), len(tokens))
     total = {name: sum(part[name] for part in stats) for name in stats[0]}
     peak = total["peak_macs_per_cycle"] = stats[0]["peak_macs_per_cycle"]
     cycles = total["cycles"]
@@ -275,14 +230,12 @@ def _relative_error(x, y, W):
     return float(np.sqrt(error / reference)) if reference else float(error > 0)
 
 
-def _print_table(summary):
-    source = summary["matrix"] + (f" [{summary['tensor']}]" if summary["tensor"] else "")
-    fields = ", ".join(f"{name} {value}" for name, value in summary["config"].items())
+def _rows(summary):
+    """What the table says: a list of (name, value)."""
     engine = summary["engine"]
     rows = [
-        ("matrix", source), ("shape [N, K]", "{} x {}".format(*summary["shape"])),
-        ("tokens", f"{summary['tokens']}"), ("format", f"{summary['format']}: {fields}"),
-        ("stored bits/weight", f"{summary['bits_per_weight']:.3f}"), ("device", summary["device"]),
+        *matrix.rows(summary["matrix"], summary["tensor"], summary),
+        ("tokens", f"{summary['tokens']}"), ("device", summary["device"]),
         ("engine", f"{engine['lanes']} lanes, rows {engine['rows']}, columns {engine['columns']} "
                    f"at {summary['clock_hz'] / 1e6:g} MHz")]
     if summary["cycles"]:
@@ -295,16 +248,9 @@ def _print_table(summary):
                             f"{summary['read_bytes_per_second'] / 1e9:.2f} GB/s")]
     else:
         rows.append(("cycles", "this engine has no counters"))
-    rows += [
+    return rows + [
         ("relative error", f"{summary['relative_error']:.5f} against the {summary['reference']}"),
         ("golden model", "every output equal" if summary["checked"] else
          "not compared (--check does)"),
         ("time", f"{summary['seconds']:.1f} s"),
         ("written to", summary["out"] or "nowhere (--out names a file)")]
-    table = Table(show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    # Markup off: tensor names are in brackets.
-    Console(markup=False, highlight=False).print(table)

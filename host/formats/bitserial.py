@@ -8,6 +8,7 @@ and ``z' = 2z + 1 - 2**bits``, and multiplies ``q' - z'`` by the group's 16-bit 
 import dataclasses
 import operator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.linalg
@@ -242,6 +243,14 @@ class BitSerialMatrix(QuantizedMatrix):
         if self.zeros is not None:
             odd -= 2 * expand(self.zeros) + 1 - 2**self.config.bits
         return expand(self.scales) * odd
+
+    @cached_property
+    def row_bound(self):
+        """int: the largest sum of the magnitudes of an output row's integer weights."""
+        N, K = self.shape
+        step = max(1, 2**22 // K)
+        return max(int(np.abs(self.integer_weights(slice(n, n + step))).sum(axis=1).max())
+                   for n in range(0, N, step))
 
     @property
     def code_bits_per_weight(self):

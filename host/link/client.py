@@ -83,9 +83,6 @@ class Client(Transport):
         Repeats of a request.
     timeout : float
         Seconds without a response, line time excluded, after which a request is repeated.
-    progress : callable or None
-        Called as ``progress(bytes_done, bytes_total)`` after each frame of a transfer that needs
-        more than one.
     name : str or None
         What messages call the device; None: the stream's name.
 
@@ -96,14 +93,13 @@ class Client(Transport):
         Most payload words of a frame, 0 before the first session.
     """
 
-    def __init__(self, stream, *, retries=7, timeout=0.25, progress=None, name=None):
+    def __init__(self, stream, *, retries=7, timeout=0.25, name=None):
         if retries < 0:
             raise ArgumentError(f"retries must not be negative, not {retries!r}")
         if not timeout > 0:
             raise ArgumentError(f"timeout must be positive, not {timeout!r}")
         self.retries = retries
         self.timeout = timeout
-        self.progress = progress
         self.name = stream.name if name is None else name
         self.statistics = Statistics()
         self.max_words: int = 0     # HELLO tells
@@ -197,7 +193,7 @@ class Client(Transport):
         return self.timeout + BITS_PER_BYTE * line_bytes / self._stream.baud
 
     def _chunks(self, address, nbytes):
-        """Yield (address, words) of each frame, and report progress after each."""
+        """Yield (address, words) of each frame."""
         if nbytes and not self._synchronised:
             self.connect()
         done = 0
@@ -205,8 +201,6 @@ class Client(Transport):
             count = min(self.max_words, (nbytes - done) // WORD_BYTES)
             yield address + done, count
             done += count * WORD_BYTES
-            if self.progress is not None and nbytes > self.max_words * WORD_BYTES:
-                self.progress(done, nbytes)
 
     def _request(self, op, address, count, payload):
         """READ or WRITE one frame; return the data read."""

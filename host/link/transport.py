@@ -22,9 +22,12 @@ class Transport(ABC):
     ----------
     name : str
         What messages call the device, usually its URL.
+    fresh : bool
+        Whether the device's memory can hold nothing from before.
     """
 
     name = "device"
+    fresh = False
 
     @abstractmethod
     def read(self, address, nbytes):

@@ -145,7 +145,9 @@ class TestCalls:
         whole, once = offload.multiply(layer, x)
         monkeypatch.setattr(offload, "_CALL_MACS", 3 * 24 * 200)
         parts, several = offload.multiply(layer, x, lambda *at: seen.append(at))
-        assert seen == [(3, 7), (6, 7), (7, 7)]
+        # Of every call: activations sent, results received.
+        assert [total for _, total in seen] == 6 * [7] and sorted(seen) == seen
+        assert [done for done, _ in seen[1::2]] == [3, 6, 7]
         assert np.array_equal(parts, whole)
         assert several["gather_cycles"] == once["gather_cycles"]
         assert several["cycles"] > once["cycles"] and several["tokens"] == once["tokens"] == 7
@@ -260,3 +262,4 @@ def test_terminal_shows_what_goes_on(files, capsys, monkeypatch):
     err = capsys.readouterr().err
     for text in ("quantising", "building it: compiling", "uploading", "multiplying", "checking"):
         assert text in err
+    assert re.search(r"uploading[^\n]*100%", err)

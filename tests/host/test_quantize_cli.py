@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 from ml_dtypes import bfloat16
 
-from host.cli.quantize import main, progress_bar
+from host.cli.quantize import main
 from host.matrix import load
 from host.quantizer import quantize
 
@@ -160,18 +160,3 @@ class TestRefused:
         np.save("w.npy", np.full((2, 3), np.nan))
         self.check(capsys, 1, "W must be finite", "w.npy", "--out", "q.safetensors")
         assert not (tmp_path / "q.safetensors").exists()
-
-
-def test_progress_bar_shows_the_time_left(monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")      # rich then takes stderr for a terminal
-    with progress_bar("working") as progress:
-        progress(1, 4)
-        progress(2, 4)
-    out, err = capsys.readouterr()
-    assert out == "" and "working" in err and "50%" in err and ":" in err
-
-
-def test_progress_bar_is_silent_without_a_terminal(capsys):
-    with progress_bar("working") as progress:
-        progress(1, 4)
-    assert capsys.readouterr() == ("", "")

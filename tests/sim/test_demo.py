@@ -244,18 +244,17 @@ class TestJobs:
 
         url = demo.QUICK.engines[1]
         with pytest.raises(host.DeviceError, match="broken"):
-            demo.run_jobs("x", [demo.Job(url, 1, fail), demo.Job(url, 2, lambda device: 3)],
-                          demo.Console(stderr=True))
+            demo.run_jobs("x", [demo.Job(url, 1, fail), demo.Job(url, 2, lambda device: 3)])
 
     def test_results_are_in_order(self):
         url = demo.QUICK.engines[1]
         jobs = [demo.Job(url, cycles, lambda device, c=cycles: c) for cycles in (1, 3, 2)]
-        assert demo.run_jobs("x", jobs, demo.Console(stderr=True)) == [1, 3, 2]
+        assert demo.run_jobs("x", jobs) == [1, 3, 2]
 
-    def test_progress_is_shown_on_a_terminal(self, capsys):
+    def test_progress_is_shown_on_a_terminal(self, capsys, monkeypatch):
+        monkeypatch.setenv("FORCE_COLOR", "1")      # rich then takes stderr for a terminal
         run = lambda device: device.transport.library.step(300_000)
-        demo.run_jobs("working", [demo.Job(demo.QUICK.engines[1], 300_000, run)],
-                      demo.Console(stderr=True, force_terminal=True))
+        demo.run_jobs("working", [demo.Job(demo.QUICK.engines[1], 300_000, run)])
         err = capsys.readouterr().err
         assert "working" in err and "%" in err
 

@@ -49,20 +49,15 @@ def test_round_trip():
 
 
 @pytest.mark.parametrize("max_words", [2, 3, 256])
-def test_chunks_and_progress(max_words):
+def test_chunks(max_words):
     device = DeviceModel(max_words=max_words)
-    done = []
-    client = Client(device, progress=lambda *step: done.append(step))
+    client = Client(device)
     data = random.Random(max_words).randbytes(4 * 1000)
     client.write(1 << 63, data)
     frames = -(-1000 // max_words)
     assert client.statistics.frames == 1 + frames
-    assert len(done) == frames and done[-1] == (4000, 4000)
-    assert done[0] == (4 * max_words, 4000)
     assert client.read(1 << 63, 4000) == data
-    assert len(done) == 2 * frames
-    client.read(0, 4 * max_words)           # one frame: no progress
-    assert len(done) == 2 * frames
+    assert client.statistics.frames == 1 + 2 * frames
 
 
 def test_buffers_and_empty_transfers():

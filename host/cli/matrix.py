@@ -1,0 +1,137 @@
+"""Matrices on a command line: reading them, how to quantise them, what became of them."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import safetensors
+
+from hdl import commandline
+from host.errors import ArgumentError, FileError, LutraError
+from host.formats import FORMATS
+from host.quantizer import configure
+
+__all__ = ["add_options", "check_out", "configuration", "describe", "given", "read_array", "rows"]
+
+_FIELDS = ("bits", "group_size", "scheme", "method")
+_OPTIONS = ("format", *_FIELDS, "calibration")
+
+_group_size = commandline.kind("group size (a number or 'row')",
+                               lambda text: None if text == "row" else int(text))
+
+
+def add_options(parser):
+    """Add the options that say how to quantise; `args` has only those that are given.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser or group
+    """
+    field = lambda *args, **options: parser.add_argument(
+        *args, default=argparse.SUPPRESS, **options)
+    field("--format", choices=list(FORMATS), help="quantised format (default: bitserial)")
+    field("--bits", type=int, help="bits of a code, 1..8 (default: 4)")
+    field("--group-size", type=_group_size, metavar="SIZE",
+          help="weights that share a scale: 32, 64, 128, or 'row' (default: 128)")
+    field("--scheme", choices=["symmetric", "asymmetric", "ternary", "binary"],
+          help="(default: symmetric)")
+    field("--method", choices=["rtn", "gptq"], help="(default: gptq with --calibration, else rtn)")
+    field("--calibration", type=Path, metavar="FILE.npy",
+          help="inputs of the layer, [tokens, in_features]")
+
+
+def given(args):
+    """Names of the options of :func:`add_options` that were given: a list."""
+    return [name for name in _OPTIONS if hasattr(args, name)]
+
+
+def configuration(parser, args, path):
+    """The configuration that the options ask for; what they must not say is bad usage.
+
+    Parameters
+    ----------
+    parser : hdl.commandline.Parser
+    args : argparse.Namespace
+        With `tensor`.
+    path : Path
+        Of the matrix.
+
+    Returns
+    -------
+    frozen dataclass
+        Of the format.
+    """
+    fields = {name: getattr(args, name) for name in _FIELDS if hasattr(args, name)}
+    try:
+        config = configure(getattr(args, "format", "bitserial"), **fields)
+    except LutraError as error:
+        parser.error(str(error))
+    if fields.get("method") == "gptq" and not hasattr(args, "calibration"):
+        parser.error("--method gptq needs --calibration")
+    if args.tensor is not None and path.suffix != ".safetensors":
+        parser.error(f"--tensor needs a .safetensors file, got {path}")
+    return config
+
+
+def check_out(path):
+    """Refuse an output file without a directory: before the work, which may take minutes."""
+    if path is not None and not path.parent.is_dir():
+        raise FileError(f"{path}: its directory does not exist")
+
+
+def read_array(path, tensor=None):
+    """Read a .npy file or one tensor of a .safetensors file.
+
+    Parameters
+    ----------
+    path : Path
+    tensor : str, optional
+        Needed if a .safetensors file holds several.
+
+    Returns
+    -------
+    ndarray
+        The dtype is that of the file.
+    """
+    if path.suffix not in (".npy", ".safetensors"):
+        raise FileError(f"{path}: must be a .npy or .safetensors file")
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False)
+        with safetensors.safe_open(path, "np") as file:
+            names = sorted(file.keys())
+            if tensor is None and len(names) == 1:
+                tensor = names[0]
+            if tensor not in names:
+                listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+                raise ArgumentError(f"{path}: --tensor must name one of its {len(names)} tensors "
+                                    f"({listed}), got {tensor}")
+            return file.get_tensor(tensor)
+    except (OSError, EOFError, ValueError, safetensors.SafetensorError) as error:
+        if isinstance(error, LutraError):
+            raise
+        raise FileError(f"{path}: cannot be read: {error}") from error
+
+
+def describe(q):
+    """What a summary says of a quantised matrix: a dict for JSON."""
+    return {"shape": list(q.shape), "format": q.format, "config": dataclasses.asdict(q.config),
+            "bits_per_weight": q.bits_per_weight, "code_bits_per_weight": q.code_bits_per_weight}
+
+
+def rows(path, tensor, summary):
+    """The same for a table: a list of (name, value).
+
+    Parameters
+    ----------
+    path : str
+    tensor : str or None
+    summary : dict
+        With what :func:`describe` gave.
+    """
+    fields = ", ".join(f"{name} {value}" for name, value in summary["config"].items())
+    return [("matrix", path + (f" [{tensor}]" if tensor else "")),
+            ("shape [N, K]", "{} x {}".format(*summary["shape"])),
+            ("format", f"{summary['format']}: {fields}"),
+            ("stored bits/weight", f"{summary['bits_per_weight']:.3f}")]
