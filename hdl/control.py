@@ -100,6 +100,9 @@ class Control(wiring.Component):
         if config.activation_bits == 8:
             refused += ["high", "unsigned"]
         used -= {fields[name].offset for name in refused if name in fields}
+        if opcode is Opcode.BUILD:      # starts with a whole K tile
+            low = fields["local"].offset
+            used -= set(range(low, low + (config.tile_slots - 1).bit_length()))
         return set(range(INSTRUCTION_BITS)) - used
 
     def _check(self, m, word):

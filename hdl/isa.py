@@ -64,7 +64,8 @@ FIELDS = {
     Opcode.BUILD: {
         "unsigned": Field(4, 1, "activations are the unsigned low bytes of int16"),
         "tiles": Field(32, 16, "K tiles to build tables for, one after the other", 1),
-        "local": Field(48, 16, "first slot of the activation buffers to read"),
+        "local": Field(48, 16, "first slot of the activation buffers to read, a multiple of a K "
+                               "tile's slots"),
     },
     Opcode.LMMA: {
         "first": Field(4, 1, "the first K tile overwrites the accumulators"),

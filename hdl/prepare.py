@@ -5,10 +5,10 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hdl.beat import Client, Flow, read_request
-from hdl.builder import SignedSumBuilder, step_program
+from hdl.builder import SignedSumBuilder, StepCounter
 from hdl.control import fields_of
 from hdl.isa import Opcode
-from hdl.parts import ByteRAM, count_down, count_up, delay
+from hdl.parts import ByteRAM, add_select, count_down, count_up, delay
 
 __all__ = ["Prepare"]
 
@@ -128,59 +128,49 @@ class Prepare(wiring.Component):
                                step=tile_end, family=family, name="tiles_left")
 
         # First cycle: where in the walk.  Groups of eight come after those of four.
-        programs = {v: step_program(v) for v in set(config.chunks)}
-        count = Signal(range(max(len(p) for p in programs.values())))
         groups = config.lane_groups
-        group = Signal(range(len(groups)))
+        m.submodules.steps = steps = StepCounter(config.chunks)
+        base = Signal(slot_bits)                # of the group; tiles begin at multiples of theirs
         last_group = Signal()
-        base = Signal(slot_bits)
         wide = Signal()                         # the group's chunks are of 8
-        m.d.comb += tile_end.eq(group_end & last_group)
-        m.d.sync += [
-            group_end.eq(running & ~group_end & (count == Mux(
-                wide, *(len(programs.get(v, "..")) - 2 for v in (8, 4))))),
-            last_group.eq(group == len(groups) - 1)]
-        with m.If(running):
-            m.d.sync += count.eq(Mux(group_end, 0, count + 1))
-            with m.If(group_end):
-                m.d.sync += [group.eq(group + 1), base.eq(base + Mux(wide, 2, 1))]
-                if len(programs) > 1:
-                    with m.If(group == groups.index(8) - 1):
-                        m.d.sync += wide.eq(1)
-            with m.If(tile_end):
-                m.d.sync += [running.eq(0), building.eq(~last_tile)]
+        m.d.comb += [steps.run.eq(running), steps.wide.eq(wide), group_end.eq(steps.last),
+                     tile_end.eq(group_end & last_group)]
+        in_tile = base[:(config.tile_slots - 1).bit_length()]
+        m.d.sync += last_group.eq(in_tile == config.tile_slots - groups[-1] // 4)
+        following = add_select(
+            m, Mux(build_start, 0, Mux(wide, 2, 1)), base, build.local, build_start,
+            width=slot_bits, family=family)
+        with m.If(build_start | group_end):
+            m.d.sync += base.eq(following)
+        if len(set(groups)) > 1:
+            with m.If(group_end & (in_tile == groups.index(8) - 1)):
+                m.d.sync += wide.eq(1)
+        with m.If(tile_end):
+            m.d.sync += [running.eq(0), building.eq(~last_tile)]
         with m.If(start):
-            m.d.sync += [running.eq(1), group.eq(0), wide.eq(groups[0] == 8)]
+            m.d.sync += [running.eq(1), wide.eq(groups[0] == 8)]
         with m.If(build_start):
-            m.d.sync += [building.eq(1), base.eq(build.local), unsigned.eq(build.unsigned)]
+            m.d.sync += [building.eq(1), unsigned.eq(build.unsigned)]
 
         # Second cycle: what to do there.
-        position = Signal(range(max(config.chunks)))
         slot_now = Signal(slot_bits)
-        what = Signal(data.StructLayout({
-            "restart": 1, "double": 1, "negate": 1, "entry": self.entry_width,
-            "write": 1, "last": 1}))
-        for v, program in programs.items():
-            with m.If(wide == (v == 8)), m.Switch(count):
-                for c, s in enumerate(program):
-                    with m.Case(c):
-                        m.d.sync += [
-                            position.eq(s.position), what.restart.eq(s.restart),
-                            what.double.eq(s.double), what.negate.eq(s.negate),
-                            what.entry.eq(s.entry)]
+        what = Signal(data.StructLayout({"write": 1, "last": 1}))
         m.d.sync += [what.write.eq(running), what.last.eq(tile_end), slot_now.eq(base)]
+        position = steps.step.position
         m.d.comb += read_address.eq(Cat(position[:2], slot_now | position[2:]))
 
         # The bytes arrive, the builders add, the entries are written.
-        here = delay(m, what, ByteRAM.LATENCY, name="step", resettable=True)
+        step = delay(m, steps.step, ByteRAM.LATENCY, name="step")
+        here = delay(m, what, ByteRAM.LATENCY, name="what", resettable=True)
         signless = delay(m, unsigned, 1 + ByteRAM.LATENCY, name="unsigned")
         for r in range(config.rows):
             m.submodules[f"builder_{r}"] = builder = SignedSumBuilder(config)
             m.d.comb += [
                 builder.word.eq(words[r]), builder.unsigned.eq(signless),
-                builder.restart.eq(here.restart), builder.double.eq(here.double),
-                builder.negate.eq(here.negate), self.entries[r].eq(builder.entries)]
+                builder.restart.eq(step.restart), builder.double.eq(step.double),
+                builder.negate.eq(step.negate), self.entries[r].eq(builder.entries)]
         there = delay(m, here, SignedSumBuilder.LATENCY, name="write", resettable=True)
+        entry = delay(m, step.entry, SignedSumBuilder.LATENCY, name="entry")
         # One-hot: the lane group whose entries come.
         ring = Signal(len(groups))
         into = delay(m, Cat(start, group_end), ByteRAM.LATENCY + SignedSumBuilder.LATENCY + 1,
@@ -190,7 +180,7 @@ class Prepare(wiring.Component):
         with m.Elif(into[1]):
             m.d.sync += ring.eq(ring << 1)
         # `bank` changes after the last write of a tile; the next tile's first comes later.
-        m.d.comb += [self.group.eq(ring), self.entry.eq(there.entry), self.bank.eq(bank),
+        m.d.comb += [self.group.eq(ring), self.entry.eq(entry), self.bank.eq(bank),
                      self.table_ready.eq(there.last)]
         with m.If(there.last):
             m.d.sync += bank.eq(~bank)

@@ -337,6 +337,7 @@ async def bad_fields(bench, rng):
         make("STORE", address=1 << CONFIG.address_bits).encode(),
         make("LOAD", address=1 << 39).encode(), make("LOAD", count=2**14 + 1).encode(),
         make("BUILD", local=CONFIG.activation_depth).encode(),
+        make("BUILD", local=CONFIG.tile_slots // 2).encode(),
         make("LMMA", columns=MIN_COLUMNS, tiles=2**10 + 1).encode(),
         lmma.encode() | 1 << 127, store.encode() | 1 << 127, make("HALT").encode() | 1 << 110,
         make("FENCE").encode() | 1 << 120,
