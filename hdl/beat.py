@@ -105,13 +105,16 @@ class MemorySignature(wiring.Signature):
     write : Out(Flow of write_request)
         Always taken; while `write_room` is set the memory takes 32 more.
     side_write : Out(Flow)
-        One 32-bit word of a beat's sideband; only the link writes it.
+        One 32-bit word of a beat's sideband (one bit of the mask is set); only the link writes it,
+        never together with `write`, and `write_room` counts it too.
     read_room, write_room : In(1)
         See `request` and `write`.
     idle : In(1)
-        No beat is owed and no write is under way; may come one cycle late, never early.
+        No beat is owed and no write is under way of what was asked in earlier cycles; may come
+        late, never early.
     fault : In(1)
-        A read or write addressed a beat that does not exist (strobe); a read is answered anyhow.
+        A read or write addressed a beat that does not exist, or failed in the memory (strobe); a
+        read is answered anyhow.
     """
 
     def __init__(self, config):

@@ -18,7 +18,9 @@ __all__ = ["Bridge"]
 class Bridge(wiring.Component):
     """Serves the link's bus: one request, one response.
 
-    Registers answer in two cycles.  Memory shares the port with the engine, the engine first.
+    Registers answer in two cycles.  Memory shares the port with the engine, the engine first.  A
+    read, and a write of a register while no program runs (it may start one), wait until the memory
+    is idle.
 
     Parameters
     ----------
@@ -97,8 +99,10 @@ class Bridge(wiring.Component):
         reading = Signal()      # and for its beat
         request, response = self.memory.request, self.memory.response
         link_turn = Signal()
+        idle = Signal()         # the memory's, a cycle later: nothing of the link's is as fast
+        m.d.sync += idle.eq(self.memory.idle)
         m.d.comb += [
-            link_turn.eq(pending & self.memory.read_room & ~self.engine.request.valid),
+            link_turn.eq(pending & idle & ~self.engine.request.valid),
             request.valid.eq(self.engine.request.valid | link_turn),
             request.payload.eq(self.engine.request.payload),
             self.engine.read_room.eq(self.memory.read_room & ~pending),
@@ -135,7 +139,8 @@ class Bridge(wiring.Component):
             m.d.sync += self.o.valid.eq(0)
         busy = Signal()
         turning = Signal()
-        m.d.comb += busy.eq(self.o.valid | reading | turning | reset_now | self.reset)
+        settling = self.i.p.write & (space == Space.REGISTERS) & ~idle & ~self.running
+        m.d.comb += busy.eq(self.o.valid | reading | turning | reset_now | self.reset | settling)
         m.d.sync += [self.start.eq(0), reset_now.eq(0)]
         # The counters are one ring of bits; `at_front` is the number of the one that comes next.
         # The ring moves a cycle after the strobe, so that each bit takes two cycles.
@@ -197,7 +202,8 @@ class Bridge(wiring.Component):
                 m.d.sync += answer(0, BusStatus.BAD_ADDRESS)
             with m.Elif(self.i.p.write):
                 # The engine's writes go first; they are short.
-                with m.If((space == Space.MEMORY) & ~self.engine.write.valid & self.memory.write_room):
+                may_write = ~self.engine.write.valid & self.memory.write_room
+                with m.If((space == Space.MEMORY) & may_write):
                     m.d.comb += [
                         self.i.ready.eq(1), write.valid.eq(1),
                         write.payload.address.eq(memory_beat),
@@ -205,7 +211,7 @@ class Bridge(wiring.Component):
                         write.payload.mask.eq(
                             Const(1, engine.beat_bytes // 4) << address[2:beat_bits])]
                     m.d.sync += answer(0)
-                with m.If(space == Space.SIDEBAND):
+                with m.If((space == Space.SIDEBAND) & may_write):
                     m.d.comb += [
                         self.i.ready.eq(1), side_write.valid.eq(1),
                         side_write.payload.address.eq(side_beat),

@@ -303,6 +303,14 @@ class DeviceConfig:
         ``"stream"`` (bytes in and out of the top) or ``"uart"``.
     clock_hz : int
         Core clock.
+    axi_bits : int
+        Data width of the AXI4 master: 32, 64, 128, 256 or 512, at most a beat.
+    axi_address_bits : int
+        32 or 64.
+    axi_base : int
+        Byte address of the memory, a multiple of 4096.
+    axi_burst : int
+        Most transfers of a read burst, a power of two up to 256: 16 for AXI3.
     """
 
     engine: EngineConfig = EngineConfig()
@@ -310,6 +318,10 @@ class DeviceConfig:
     memory_beats: int = 2**21
     link: str = "stream"
     clock_hz: int = 200_000_000
+    axi_bits: int = 128
+    axi_address_bits: int = 32
+    axi_base: int = 0
+    axi_burst: int = 64
 
     def __post_init__(self):
         if not isinstance(self.engine, EngineConfig):
@@ -325,6 +337,29 @@ class DeviceConfig:
         if not isinstance(self.clock_hz, int) or not 1_000_000 <= self.clock_hz <= 1_000_000_000:
             raise ConfigError("clock_hz must be an integer in 1000000..1000000000, not "
                               f"{self.clock_hz!r}")
+        if self.memory == "axi":
+            self._check_axi()
+
+    def _check_axi(self):
+        from hdl.layout import stored_bytes  # which imports this module
+
+        code_bits = self.engine.code_bits
+        widths = [b for b in (32, 64, 128, 256, 512) if b <= code_bits]
+        if self.axi_bits not in widths:
+            raise ConfigError(f"axi_bits must be one of {', '.join(map(str, widths))} for beats of "
+                              f"{code_bits} bits, not {self.axi_bits!r}")
+        if self.axi_address_bits not in (32, 64):
+            raise ConfigError(f"axi_address_bits must be 32 or 64, not {self.axi_address_bits!r}")
+        bursts = [n for n in (2**i for i in range(9)) if n * self.axi_bits >= code_bits]
+        if self.axi_burst not in bursts:
+            raise ConfigError(f"axi_burst must be one of {', '.join(map(str, bursts))} (a burst "
+                              f"holds a beat or more), not {self.axi_burst!r}")
+        most = 2**self.axi_address_bits - stored_bytes(self.engine, self.memory_beats)
+        if not isinstance(self.axi_base, int) or self.axi_base % 4096 \
+                or not 0 <= self.axi_base <= most:
+            raise ConfigError(f"axi_base must be a multiple of 4096 in 0..{most:#x}, so that the "
+                              f"memory ends within {self.axi_address_bits} address bits, not "
+                              f"{self.axi_base!r}")
 
     def replace(self, **changes):
         """A copy with some fields changed."""

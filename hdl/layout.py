@@ -9,12 +9,19 @@ __all__ = [
     "COARSE_BASE",
     "COARSE_STEP",
     "FINE_SHIFT",
+    "FRAME",
     "MULTIPLIER_MIN",
     "PARAMETER_BITS",
     "PARAMETER_FIELDS",
     "activation_order",
+    "beat_offset",
+    "frame_beats",
+    "frame_sides",
     "lane_positions",
     "side_fields",
+    "side_offset",
+    "side_slots",
+    "stored_bytes",
 ]
 
 PARAMETER_FIELDS = {"bias": (0, 48), "multiplier": (48, 17), "shift": (65, 2)}
@@ -56,3 +63,47 @@ def side_fields(config):
     return {(c, t): ((c * config.scale_points + t) * width,
                      (c * config.scale_points + t) * width + SCALE_BITS)
             for c in range(config.columns) for t in range(config.scale_points)}
+
+
+# External memory has no sideband of its own: it is packed into beats, a frame at a time.  A frame
+# is FRAME consecutive beats and before them their sidebands: first word 0 of each, then word 1 of
+# each, and so on, the last word in as many bytes as it needs.  So one 32-bit word of a sideband is
+# whole bytes of one AXI transfer, and beats in order are bytes in order, sidebands included.
+
+FRAME = 32
+"""Beats of a frame."""
+
+
+def side_slots(config):
+    """Bytes of each 32-bit word of a sideband in a frame: 4, and 1, 2 or 4 for the last."""
+    words, rest = divmod(config.side_bits, 32)
+    return [4] * words + ([1 if rest <= 8 else 2 if rest <= 16 else 4] if rest else [])
+
+
+def frame_sides(config):
+    """Beats that the sidebands of a frame fill."""
+    return -(-FRAME * sum(side_slots(config)) // config.beat_bytes)
+
+
+def frame_beats(config):
+    """Beats of a frame, sidebands included."""
+    return FRAME + frame_sides(config)
+
+
+def beat_offset(config, beat):
+    """Byte offset of a beat in external memory."""
+    frame, place = divmod(beat, FRAME)
+    return (frame * frame_beats(config) + frame_sides(config) + place) * config.beat_bytes
+
+
+def side_offset(config, beat, word):
+    """Byte offset of a 32-bit word of a beat's sideband; it has ``side_slots(config)[word]``."""
+    frame, place = divmod(beat, FRAME)
+    slots = side_slots(config)
+    return (frame * frame_beats(config) * config.beat_bytes + FRAME * sum(slots[:word])
+            + place * slots[word])
+
+
+def stored_bytes(config, beats):
+    """Bytes of external memory that so many beats take: whole frames."""
+    return -(-beats // FRAME) * frame_beats(config) * config.beat_bytes

@@ -9,6 +9,7 @@ from hdl.bridge import Bridge
 from hdl.core import Core
 from hdl.link.endpoint import Endpoint
 from hdl.link.uart import UART
+from hdl.memory.axi import AXIMemory, AXISignature
 from hdl.memory.onchip import OnChipMemory
 
 __all__ = ["Top"]
@@ -22,6 +23,8 @@ class Top(wiring.Component):
     i, o : byte streams of the link (``link="stream"``)
     rx : In(1), tx : Out(1) (``link="uart"``)
     memory : Out(MemorySignature) (``memory="port"``)
+    axi : Out(AXISignature) (``memory="axi"``)
+        In Verilog ``axi__awaddr`` and so on.
     running : Out(1)
         A program runs.
     """
@@ -35,6 +38,8 @@ class Top(wiring.Component):
             members |= {"rx": In(1), "tx": Out(1)}
         if config.memory == "port":
             members["memory"] = Out(MemorySignature(config.engine))
+        elif config.memory == "axi":
+            members["axi"] = Out(AXISignature(config))
         super().__init__(members)
 
     def elaborate(self, platform):
@@ -78,4 +83,8 @@ class Top(wiring.Component):
         elif config.memory == "onchip":
             m.submodules.memory = memory = OnChipMemory(config)
             connect(m, bridge.memory, memory.port)
+        elif config.memory == "axi":
+            m.submodules.memory = memory = AXIMemory(config)
+            connect(m, bridge.memory, memory.port)
+            connect(m, memory.axi, flipped(self.axi))
         return m

@@ -49,7 +49,7 @@ class OnChipMemory(wiring.Component):
         m.submodules.queue = queue = SyncFIFO(width=len(Value.cast(port.request.payload)),
                                               depth=2 * ROOM_READS)
         request = data.View(port.request.payload.shape(), queue.r_data)
-        m.d.sync += port.read_room.eq(queue.level < ROOM_READS - 1)
+        m.d.sync += port.read_room.eq(queue.level < ROOM_READS - 3)
         m.d.comb += [
             move.eq(~response.valid | response.ready),
             queue.w_data.eq(port.request.payload), queue.w_en.eq(port.request.valid),

@@ -2,7 +2,7 @@
 
 from math import ceil
 
-from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal
+from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -32,8 +32,11 @@ class BlockRAM(wiring.Component):
     -------
     write_address, write_data, write_enable : In
     read_address : In
+    read_enable, output_enable : In(1)
+        Without them the first step of a read or the second stands still; the second is never
+        enabled without the first.  1 if not connected.
     read_data : Out(width)
-        The word addressed two cycles ago.
+        The word addressed two (enabled) cycles ago.
     """
 
     LATENCY = 2
@@ -49,7 +52,8 @@ class BlockRAM(wiring.Component):
         address = ceil_log2(depth)
         super().__init__({
             "write_address": In(address), "write_data": In(width), "write_enable": In(enables),
-            "read_address": In(address), "read_data": Out(width)})
+            "read_address": In(address), "read_enable": In(1, init=1),
+            "output_enable": In(1, init=1), "read_data": Out(width)})
 
     @property
     def block_rams(self):
@@ -73,9 +77,11 @@ class BlockRAM(wiring.Component):
         read = memory.read_port()
         m.d.comb += [
             write.addr.eq(self.write_address), write.data.eq(self.write_data),
-            write.en.eq(self.write_enable), read.addr.eq(self.read_address), read.en.eq(1)]
+            write.en.eq(self.write_enable), read.addr.eq(self.read_address),
+            read.en.eq(self.read_enable)]
         output = Signal(self.width, reset_less=True)
-        m.d.sync += output.eq(read.data)
+        with m.If(self.output_enable):
+            m.d.sync += output.eq(read.data)
         m.d.comb += self.read_data.eq(output)
         return m
 
@@ -86,12 +92,14 @@ class BlockRAM(wiring.Component):
             bits = min(width, self.width - i)
             out = dp16kd(m, write_width=width, read_width=width,
                          write_address=self.write_address, read_address=self.read_address,
-                         write_data=self.write_data[i:i + bits], write_enable=self.write_enable)
+                         write_data=self.write_data[i:i + bits], write_enable=self.write_enable,
+                         read_enable=self.read_enable, output_enable=self.output_enable)
             m.d.comb += self.read_data[i:i + bits].eq(out)
         return m
 
 
-def dp16kd(m, *, write_width, read_width, write_address, read_address, write_data, write_enable):
+def dp16kd(m, *, write_width, read_width, write_address, read_address, write_data, write_enable,
+           read_enable=1, output_enable=1):
     """One ECP5 block RAM: port A (and B's data pins at 36 bits) writes, port B reads, registered.
 
     Addresses count words of the port's own width.  The lowest address pins of ports of 18 and 36
@@ -104,6 +112,7 @@ def dp16kd(m, *, write_width, read_width, write_address, read_address, write_dat
 
     a, b = address(write_address, write_width), address(read_address, read_width)
     data = Cat(write_data, Const(0, 36))[:36]
+    enables = [Value.cast(enable) for enable in (read_enable, output_enable)]
     out = Signal(18)
     m.submodules += Instance(
         "DP16KD", p_DATA_WIDTH_A=write_width, p_DATA_WIDTH_B=read_width,
@@ -111,7 +120,7 @@ def dp16kd(m, *, write_width, read_width, write_address, read_address, write_dat
         p_WRITEMODE_A="NORMAL", p_WRITEMODE_B="NORMAL",
         p_CSDECODE_A="0b000", p_CSDECODE_B="0b000", p_CLKAMUX="CLKA", p_CLKBMUX="CLKB",
         i_CLKA=ClockSignal(), i_CLKB=ClockSignal(),
-        i_CEA=Const(1, 1), i_OCEA=Const(0, 1), i_CEB=Const(1, 1), i_OCEB=Const(1, 1),
+        i_CEA=Const(1, 1), i_OCEA=Const(0, 1), i_CEB=enables[0], i_OCEB=enables[1],
         i_RSTA=Const(0, 1), i_RSTB=Const(0, 1), i_WEA=write_enable, i_WEB=Const(0, 1),
         **{f"i_CSA{j}": Const(0, 1) for j in range(3)},
         **{f"i_CSB{j}": Const(0, 1) for j in range(3)},

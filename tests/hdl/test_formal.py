@@ -219,12 +219,12 @@ def onchip(stuck):
     s.holds(port.response, ready, "response")
     tag = Value.cast(port.response.p.tag)
     # The engine asks while there is room, and for a few cycles more.
-    late = Signal(3)
+    late = Signal(4)
     with s.m.If(port.read_room):
         s.m.d.sync += late.eq(0)
     with s.m.Elif(valid):
         s.m.d.sync += late.eq(late + 1)
-    s.m.d.comb += Assume(~valid | (late < ROOM_READS - 1))
+    s.m.d.comb += Assume(~valid | (late < ROOM_READS))
     s.watch(valid, payload[ENGINE.address_bits:], taken, tag, "tags")
     return s
 
@@ -287,7 +287,7 @@ def control(stuck):
 
 
 def bridge(stuck):
-    """The engine's requests pass as they are; the link's come between them, when there is room."""
+    """The engine's requests pass as they are; the link's come when nothing else is under way."""
     s = Spec(dut := Bridge(DeviceConfig(engine=ENGINE, memory_beats=16)), stuck)
     for name in ("running", "done", "failed", "counter_bit"):
         s.free(getattr(dut, name), name)
@@ -296,10 +296,10 @@ def bridge(stuck):
     s.free(dut.o.ready, "o_ready")
     s.free(dut.memory.response.valid, "response_valid")
     s.free(dut.memory.write_room, "write_room")
-    s.free(dut.memory.idle, "idle")
-    room = Signal(name="read_room")
-    s.ports.append(room)
-    s.m.d.comb += dut.memory.read_room.eq(Const(1) if stuck else room)
+    s.free(dut.memory.read_room, "read_room")
+    idle = Signal(name="idle")
+    s.ports.append(idle)
+    s.m.d.comb += dut.memory.idle.eq(Const(1) if stuck else idle)
     engine, memory = dut.engine.request, dut.memory.request
     valid = s.free(engine.valid, "engine_valid")
     payload = s.free(engine.payload, "engine_payload")
@@ -307,7 +307,7 @@ def bridge(stuck):
     s.m.d.comb += [
         Assume(~valid | (engine.payload.tag.client != Client.LINK)),
         Assert(~valid | (memory.valid & (Value.cast(memory.payload) == payload))),
-        Assert(~own | room),
+        Assert(~own | s.past(idle, "idle_was")),
         Assert(valid | ~memory.valid | own),
     ]
     return s
@@ -320,7 +320,7 @@ PROPERTIES = [
     (gather_order, 12, None),
     (onchip, 10, None),
     (uart_queue, 16, None),
-    (control, 10, 3),
+    (control, 14, 3),
     (bridge, 10, None),
 ]
 

@@ -319,6 +319,7 @@ MEMORIES = {
     "bits9": lambda f: BlockRAM(20, 2048, family=f),
     "bits18": lambda f: BlockRAM(56, 1024, family=f),
     "bits18_short": lambda f: BlockRAM(72, 64, family=f),
+    "bits18_held": lambda f: BlockRAM(30, 64, family=f),
     "table": lambda f: TableRAM(12, 256, store="block", family=f),
     "bytes_short": lambda f: ByteRAM(32, f),
     "bytes_one": lambda f: ByteRAM(512, f),
@@ -363,6 +364,9 @@ class Bench(Elaboratable):
                     # A collision is undefined.
                     form.write_enable.eq(noise[114] & (word != write_address) & inside),
                 ]
+                if name.endswith("_held"):      # mostly both steps, or the first alone, or none
+                    m.d.comb += [form.read_enable.eq(noise[115:118].any()),
+                                 form.output_enable.eq(noise[115:117].any())]
             latency = getattr(forms[0], "LATENCY", 2)
             compare = delay(m, inside, latency, name=f"{name}_inside")
             m.d.comb += self.differ[i].eq((forms[0].read_data != forms[1].read_data) & compare)
