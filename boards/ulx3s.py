@@ -22,6 +22,9 @@ ULX3S = Board(
             memory_bytes=16 * 1024),
         "default": Size(engine=EngineConfig(family="ecp5", lanes=64, rows=2),
                         memory_bytes=192 * 1024),
-        "max": Size(engine=EngineConfig(family="ecp5", lanes=256, rows=4),
-                    memory_bytes=256 * 1024),
+        "max": Size(
+            engine=EngineConfig(family="ecp5", lanes=128, rows=16, scale_points=4, builders=2,
+                                block_ram_blocks=2, activation_bits=8, n_tile=1024,
+                                activation_bytes=2048),
+            memory_bytes=32 * 1024),
     })

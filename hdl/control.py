@@ -203,8 +203,8 @@ class Control(wiring.Component):
         def fail(code):
             return [self.running.eq(0), self.failed.eq(1), self.error.eq(code)]
 
-        # The next cycle decides, the one after acts.  LOAD and BUILD share a stage: one at a time, so
-        # that they stay in order.
+        # The next cycle decides, the one after acts.  LOAD and BUILD share a stage: one at a time,
+        # so that they stay in order.
         prepare_free = ~(self.o_load.valid | self.o_build.valid)
         room = {Opcode.LOAD: prepare_free, Opcode.BUILD: prepare_free,
                 Opcode.LMMA: ~self.o_lmma.valid, Opcode.STORE: ~self.o_store.valid,

@@ -149,7 +149,8 @@ class Core(wiring.Component):
         m.d.comb += [
             self.i_response.ready.eq((beat.tag.client != Client.GATHER) | ~hold),
             control.i_beat.payload.eq(beat.data[:INSTRUCTION_BITS]),
-            prepare.i_beat.payload.data.eq(beat.data), prepare.i_beat.payload.last.eq(flags.pass_end)]
+            prepare.i_beat.payload.data.eq(beat.data),
+            prepare.i_beat.payload.last.eq(flags.pass_end)]
 
         # The stream register; from here on nothing waits.
         codes = Signal(config.code_bits, reset_less=True)

@@ -29,6 +29,7 @@ from host.results import collect, figures, real, result_beats
 
 __all__ = ["Chain", "Requantization", "requantization"]
 MULTIPLIER_BITS = PARAMETER_FIELDS["multiplier"][1]
+SHIFTS = 2 ** PARAMETER_FIELDS["shift"][1]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def requantization(factor, bias, planes):
     spare = FINE_SHIFT + COARSE_BASE - MULTIPLIER_MIN.bit_length() + exponent
     shift = np.maximum(0, -(spare // COARSE_STEP))
     multiplier = np.rint(np.ldexp(factor, FINE_SHIFT + COARSE_BASE + COARSE_STEP * shift))
-    bad = ~(factor > 0) | (multiplier > 2**MULTIPLIER_BITS) | (shift >= 2 ** PARAMETER_FIELDS["shift"][1])
+    bad = ~(factor > 0) | (multiplier > 2**MULTIPLIER_BITS) | (shift >= SHIFTS)
     if bad.any():
         raise CapacityError("a re-quantisation factor must be in 2**-38..2**-14, not "
                             f"{factor[bad][0]:g}: choose another out_scale")

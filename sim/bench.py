@@ -17,16 +17,29 @@ from hdl.errors import LutraError
 
 __all__ = ["main"]
 
-SECTIONS = ("core", "utilization", "bandwidth", "simulator")
+SECTIONS = ("core", "arrays", "utilization", "bandwidth", "simulator")
 _SEEDS = (1, 2, 3)
 _CORE: dict[str, Any] = dict(family="ecp5", activation_bits=8, n_tile=1024, activation_bytes=8192,
              address_bits=20, builders=2)
 
 
+def _area(design, name, progress):
+    """Area of a design between chains of registers, and its clock: the median of the seeds."""
+    from hdl.synthesis import Bench, place_and_route
+
+    results = []
+    for seed in _SEEDS:
+        progress(f"{name}, seed {seed}")
+        results.append(place_and_route(Bench(design), seed=seed))
+    first = results[0]    # packing does not depend on the seed
+    return {"comb": first.comb, "ff": first.ff, "max": max(first.comb, first.ff), "ebr": first.ebr,
+            "dsp": first.dsp, "mhz": statistics.median(r.mhz for r in results),
+            "mhz_seeds": [r.mhz for r in results]}
+
+
 def core_rows(progress):
     """Area and clock of engine cores on an LFE5U-85F of speed 6: median of three seeds."""
     from hdl.core import Core
-    from hdl.synthesis import Bench, place_and_route
 
     cases: list[tuple[str, dict[str, Any], Any, Any]] = [
         ("g >= 128", dict(lanes=64, scale_points=2), 21.0, 200),
@@ -34,28 +47,73 @@ def core_rows(progress):
         ("g >= 128, 256 MACs", dict(lanes=128, scale_points=4), 18.5, 180),
         ("block RAM", dict(lanes=64, scale_points=2, block_ram_blocks=8), 10.0, None),
         ("half block RAM", dict(lanes=64, scale_points=2, block_ram_blocks=4), None, None),
+        ("a quarter block RAM", dict(lanes=64, scale_points=2, block_ram_blocks=2), None, None),
     ]
     rows = []
     for name, fields, comb_limit, clock_limit in cases:
         config = EngineConfig(**{**_CORE, **fields})
-        results = []
-        for seed in _SEEDS:
-            progress(f"core {name}, seed {seed}")
-            results.append(place_and_route(Bench(Core(config)), seed=seed))
+        area = _area(Core(config), f"core {name}", progress)
         macs = config.peak_macs(2)
-        comb = results[0].comb / macs
-        mhz = statistics.median(r.mhz for r in results)
+        comb = area["comb"] / macs
+        mhz = area["mhz"]
         rows.append({
             "core": name, "lanes": config.lanes, "rows": config.rows,
             "scale_points": config.scale_points, "builders": config.builders,
-            "block_ram_blocks": config.block_ram_blocks, "w2a8_macs": macs,
-            "comb": results[0].comb, "ff": results[0].ff, "ebr": results[0].ebr,
-            "dsp": results[0].dsp, "mhz": mhz, "mhz_seeds": [r.mhz for r in results],
-            "comb_per_mac": round(comb, 2),
+            "store": f"{config.block_ram_blocks} of {config.blocks} in block RAM",
+            "w2a8_macs": macs, **area, "comb_per_mac": round(comb, 2),
             "comb_limit": comb_limit, "mhz_limit": clock_limit,
             "met": (comb_limit is None or comb <= comb_limit)
             and (clock_limit is None or mhz >= clock_limit),
         })
+    return rows
+
+
+_ARRAY_LIMIT = 1.4
+
+
+def _why_not(area, lanes, bits, narrow=False, build=False):
+    """Why a table array misses the limit."""
+    reasons = [f"LUT RAM is {6 * lanes * (2 if narrow else 3)} of {area['comb']} COMB"]
+    if bits > 1:
+        reasons.append("MACs have half as many leaves (radix-4 digits)")
+    if build:
+        reasons.append("baselines need no builders")
+    return "; ".join(reasons)
+
+
+def arrays_rows(progress):
+    """Bare arrays, registered inputs to accumulator, no DSP: tables against adders and MACs."""
+    from sim.baselines import AdderArray, MacArray, TableArray
+
+    lanes, planes = 64, 4     # one bit-serial array runs weights of 1 to 4 bits
+    positions = 4 * lanes     # one-bit MACs per cycle, of all arrays
+    tables = {
+        "tables": {}, "tables, 8 of 10 bits": {"narrow": True},
+        "tables, 2 builders": {"build": True},
+        "tables, 8 of 10 bits, 2 builders": {"narrow": True, "build": True},
+    }
+    serial = {name: _area(TableArray(lanes, planes, family="ecp5", **options), name, progress)
+              for name, options in tables.items()}
+    serial["bit-serial adders"] = _area(AdderArray(positions, planes, family="ecp5"),
+                                        "bit-serial adders", progress)
+    rows = []
+    for bits in (1, 2, 4):
+        macs = positions // bits
+        areas = {**serial, "plain MACs": _area(MacArray(macs, bits, family="ecp5"),
+                                               f"plain W{bits} MACs", progress)}
+        best = {key: min(areas[name][key] for name in ("bit-serial adders", "plain MACs"))
+                for key in ("comb", "max")}
+        for name, area in areas.items():
+            times = best["comb"] / area["comb"]
+            met = times >= _ARRAY_LIMIT if name in tables else None
+            rows.append({
+                "weights": f"W{bits}A8", "array": name,
+                "places": lanes if name in tables else macs if name == "plain MACs" else positions,
+                "macs": macs, **area, "comb_per_mac": round(area["comb"] / macs, 2),
+                "times_smaller": round(times, 3),
+                "times_smaller_max": round(best["max"] / area["max"], 3),
+                "limit": _ARRAY_LIMIT if name in tables else None, "met": met,
+                "why_not": _why_not(area, lanes, bits, **tables[name]) if met is False else None})
     return rows
 
 
@@ -168,8 +226,8 @@ def main(argv=None):
     parser.add_argument("--only", choices=SECTIONS, action="append", help="measure this section")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
-    measure = {"core": core_rows, "utilization": utilization_rows, "bandwidth": bandwidth_rows,
-               "simulator": simulator_rows}
+    measure = {"core": core_rows, "arrays": arrays_rows, "utilization": utilization_rows,
+               "bandwidth": bandwidth_rows, "simulator": simulator_rows}
     from rich.console import Console
 
     found = {}
