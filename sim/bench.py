@@ -42,12 +42,13 @@ def core_rows(progress):
     from hdl.core import Core
 
     cases: list[tuple[str, dict[str, Any], Any, Any]] = [
-        ("g >= 128", dict(lanes=64, scale_points=2), 21.0, 200),
-        ("any g >= 32", dict(lanes=64, scale_points=8), 23.5, 190),
-        ("g >= 128, 256 MACs", dict(lanes=128, scale_points=4), 18.5, 180),
-        ("block RAM", dict(lanes=64, scale_points=2, block_ram_blocks=8), 10.0, None),
-        ("half block RAM", dict(lanes=64, scale_points=2, block_ram_blocks=4), None, None),
-        ("a quarter block RAM", dict(lanes=64, scale_points=2, block_ram_blocks=2), None, None),
+        ("g >= 128", dict(lanes=64, scale_points=2, block_ram_blocks=2), 21.0, 200),
+        ("any g >= 32", dict(lanes=64, scale_points=8, block_ram_blocks=2), 23.5, 190),
+        ("g >= 128, 256 MACs", dict(lanes=128, scale_points=4, block_ram_blocks=4), 18.5, 180),
+        ("LUT RAM", dict(lanes=64, scale_points=2), None, None),
+        ("LUT RAM, 256 MACs", dict(lanes=128, scale_points=4), 21.0, 200),
+        ("half block RAM", dict(lanes=128, scale_points=4, block_ram_blocks=8), None, None),
+        ("block RAM", dict(lanes=128, scale_points=4, block_ram_blocks=16), 10.0, None),
     ]
     rows = []
     for name, fields, comb_limit, clock_limit in cases:
