@@ -1,5 +1,10 @@
-"""Writes docs/isa.md and docs/registers.md from their definitions; ``--check`` only compares."""
+"""Writes the generated pages of docs/ and the README's table of boards; ``--check`` only compares.
 
+The instruction set and the registers come from their definitions, the boards from the reports of
+``python -m hdl.build`` in docs/reports.
+"""
+
+import json
 import sys
 from pathlib import Path
 
@@ -39,7 +44,37 @@ def registers_page():
     return "\n".join(lines)
 
 
-PAGES = {"isa.md": isa_page, "registers.md": registers_page}
+def boards_table():
+    """Markdown of what was built for boards: a row per report."""
+    def row(report):
+        engine, memory = report["engine"], report["memory"]
+        area = ", ".join(
+            f"{report[name]:,.0f} {name.upper()} ({report[name] / most:.0%})"
+            for name, most in report["available"].items())
+        reached = report["fmax_mhz"]
+        clock = f"{report['clock_hz'] / 1e6:.0f} ({f'{reached:.0f}' if reached else 'unknown'})"
+        return [report["board"], f"{engine['lanes']} x {engine['rows']}", clock,
+                f"{report['peak_macs']['W2']:,.0f}", f"{report['gops_w2']:,.0f}",
+                f"{memory['bytes'] // 1024} KiB, {memory['bytes_per_second'] / 1e9:.1f} GB/s",
+                f"{report['link']['baud'] / 1e6:g} Mbaud", area]
+
+    reports = [json.loads(p.read_text()) for p in sorted((HERE / "reports").glob("*.json"))]
+    reports.sort(key=lambda r: (r["board"], r["peak_macs"]["W2"]))
+    lines = [["board", "lanes x rows", "clock (reached), MHz", "W2A8 MACs per cycle", "GOPS at W2",
+              "on-chip memory", "UART", "area"], ["---"] * 8, *map(row, reports)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def readme_page():
+    """The README with its table of boards."""
+    text = (HERE.parent / "README.md").read_text()
+    head, rest = text.split("<!-- boards: docs/generate.py -->\n")
+    _, tail = rest.split("<!-- end of boards -->")
+    return (f"{head}<!-- boards: docs/generate.py -->\n{boards_table()}\n"
+            f"<!-- end of boards -->{tail}")
+
+
+PAGES = {"isa.md": isa_page, "registers.md": registers_page, "../README.md": readme_page}
 
 
 def main(argv):

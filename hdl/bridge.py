@@ -12,9 +12,6 @@ from hdl.registers import COUNTER_BITS, COUNTERS, REGISTERS, Error, Space, Statu
 __all__ = ["Bridge"]
 
 
-
-
-
 class Bridge(wiring.Component):
     """Serves the link's bus: one request, one response.
 
@@ -99,8 +96,11 @@ class Bridge(wiring.Component):
         reading = Signal()      # and for its beat
         request, response = self.memory.request, self.memory.response
         link_turn = Signal()
-        idle = Signal()         # the memory's, a cycle later: nothing of the link's is as fast
-        m.d.sync += idle.eq(self.memory.idle)
+        storing = Signal()      # a write of the link waits for its turn
+        write, side_write = self.memory.write, self.memory.side_write
+        quiet = self.memory.idle & ~(write.valid | side_write.valid)
+        idle = Signal()         # the memory is, a cycle later: nothing of the link's is as fast
+        m.d.sync += idle.eq(quiet & ~storing)
         m.d.comb += [
             link_turn.eq(pending & idle & ~self.engine.request.valid),
             request.valid.eq(self.engine.request.valid | link_turn),
@@ -111,14 +111,14 @@ class Bridge(wiring.Component):
             self.engine.response.payload.eq(response.payload),
             response.ready.eq(self.engine.response.ready | self.reset
                               | (response.p.tag.client == Client.LINK)),
-            *(getattr(self.engine, n).eq(getattr(self.memory, n))
-              for n in ("write_room", "idle", "fault")),
+            self.engine.write_room.eq(self.memory.write_room),
+            self.engine.fault.eq(self.memory.fault), self.engine.idle.eq(quiet),
         ]
         # A soft reset lasts until the memory has answered what the engine had asked for.
         reset_now = Signal()
         with m.If(reset_now):
             m.d.sync += self.reset.eq(1)
-        with m.Elif(self.memory.idle & ~self.engine.request.valid):
+        with m.Elif(quiet & ~self.engine.request.valid):
             m.d.sync += self.reset.eq(0)
         held = Signal(engine.address_bits)
         with m.If(link_turn):
@@ -128,9 +128,22 @@ class Bridge(wiring.Component):
 
         word_offset = Signal(range(max(2, engine.beat_bytes // 4)))
         side_offset = Signal(range(max(2, side_words(engine))))
-        write, side_write = self.memory.write, self.memory.side_write
-        m.d.comb += [write.valid.eq(self.engine.write.valid),
-                     write.payload.eq(self.engine.write.payload)]
+        # Writes leave from registers.  The engine's go first; they are short.
+        from_side = Signal()
+        word = Signal(32)
+        link_write = Signal()
+        m.d.comb += link_write.eq(storing & ~self.engine.write.valid & self.memory.write_room)
+        m.d.sync += [
+            write.valid.eq(self.engine.write.valid | (link_write & ~from_side)),
+            write.payload.eq(self.engine.write.payload),
+            side_write.valid.eq(link_write & from_side), side_write.payload.address.eq(held),
+            side_write.payload.data.eq(word),
+            side_write.payload.mask.eq(Const(1, side_words(engine)) << side_offset)]
+        with m.If(link_write):
+            m.d.sync += [
+                storing.eq(0), write.payload.address.eq(held),
+                write.payload.data.eq(word.replicate(engine.write_bits // 32)),
+                write.payload.mask.eq(Const(1, engine.beat_bytes // 4) << word_offset)]
 
         def answer(value, status=BusStatus.OK):
             return [self.o.valid.eq(1), self.o.p.data.eq(value), self.o.p.status.eq(status)]
@@ -140,7 +153,8 @@ class Bridge(wiring.Component):
         busy = Signal()
         turning = Signal()
         settling = self.i.p.write & (space == Space.REGISTERS) & ~idle & ~self.running
-        m.d.comb += busy.eq(self.o.valid | reading | turning | reset_now | self.reset | settling)
+        m.d.comb += busy.eq(Cat(self.o.valid, reading, storing, turning, reset_now, self.reset,
+                                 settling).any())
         m.d.sync += [self.start.eq(0), reset_now.eq(0)]
         # The counters are one ring of bits; `at_front` is the number of the one that comes next.
         # The ring moves a cycle after the strobe, so that each bit takes two cycles.
@@ -165,7 +179,6 @@ class Bridge(wiring.Component):
                     m.d.sync += [turning.eq(0), self.o.valid.eq(1)]
         with m.If(self.start | self.reset):
             m.d.sync += at_front.eq(0)
-        from_side = Signal()
         with m.If(reading):
             with m.If(response.valid & (response.p.tag.client == Client.LINK)):
                 words = Array(response.p.data[32 * i:32 * i + 32]
@@ -200,33 +213,16 @@ class Bridge(wiring.Component):
             with m.Elif(~legal):
                 m.d.comb += self.i.ready.eq(1)
                 m.d.sync += answer(0, BusStatus.BAD_ADDRESS)
-            with m.Elif(self.i.p.write):
-                # The engine's writes go first; they are short.
-                may_write = ~self.engine.write.valid & self.memory.write_room
-                with m.If((space == Space.MEMORY) & may_write):
-                    m.d.comb += [
-                        self.i.ready.eq(1), write.valid.eq(1),
-                        write.payload.address.eq(memory_beat),
-                        write.payload.data.eq(self.i.p.data.replicate(engine.write_bits // 32)),
-                        write.payload.mask.eq(
-                            Const(1, engine.beat_bytes // 4) << address[2:beat_bits])]
-                    m.d.sync += answer(0)
-                with m.If((space == Space.SIDEBAND) & may_write):
-                    m.d.comb += [
-                        self.i.ready.eq(1), side_write.valid.eq(1),
-                        side_write.payload.address.eq(side_beat),
-                        side_write.payload.data.eq(self.i.p.data),
-                        side_write.payload.mask.eq(
-                            Const(1, side_words(engine)) << address[2:stride_bits])]
-                    m.d.sync += answer(0)
             with m.Else():
                 m.d.comb += self.i.ready.eq(1)
                 m.d.sync += [
-                    pending.eq(1), reading.eq(1), from_side.eq(space == Space.SIDEBAND),
-                    held.eq(memory_beat), word_offset.eq(address[2:beat_bits]),
-                    side_offset.eq(address[2:stride_bits])]
+                    from_side.eq(space == Space.SIDEBAND), held.eq(memory_beat),
+                    word_offset.eq(address[2:beat_bits]), side_offset.eq(address[2:stride_bits]),
+                    word.eq(self.i.p.data)]
                 with m.If(space == Space.SIDEBAND):
                     m.d.sync += held.eq(side_beat)
+                with m.If(self.i.p.write):
+                    m.d.sync += [storing.eq(1), *answer(0)]
+                with m.Else():
+                    m.d.sync += [pending.eq(1), reading.eq(1)]
         return m
-
-

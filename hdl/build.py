@@ -19,6 +19,7 @@ from pathlib import Path
 from hdl import commandline
 from hdl.config import FORMATS, DeviceConfig, EngineConfig
 from hdl.errors import ArgumentError, BuildError
+from hdl.layout import PARAMETER_BITS
 from hdl.protocol import BAUDS
 from hdl.registers import REGISTERS
 from hdl.synthesis import cache_root, detach_carries, run, tool, tool_version
@@ -106,7 +107,7 @@ def _elaborate_here():
             "script_after_synth": "splitnets\nsynth_ecp5 -top top -run map_luts:",
             "add_preferences": board.constraints_text,
             "nextpnr_opts": f"--seed {request['seed']} --freq {config.clock_hz / 1e6:g} "
-                            "--placer-heap-timingweight 40 "
+                            "--placer-heap-timingweight 40 --router router2 "
                             "--timing-allow-fail --report timing.json"}
     else:
         platform.add_file(board.constraints, board.constraints_text)
@@ -313,25 +314,39 @@ def _deliver(source, out, but=()):
 
 
 def estimate(config):
-    """Resources of a device before it is built, from those of built ones; within a third.
+    """Resources of a device before it is built, within a third.
+
+    Parts by their structure, the rest as it was in built devices.
 
     Returns
     -------
     dict of str to int
-        ``comb`` (look-up tables), ``ff``, ``bram`` (blocks of 16384 bits), ``dsp``.
+        ``comb`` (look-up tables), ``ff``, ``bram`` (blocks of 18 kbit, of 36 on 7-series), ``dsp``.
     """
+    from hdl.parts import BlockRAM
+
     e = config.engine
-    wide = 1 if e.group_bits <= 18 else 2
-    per_cell = 16 * e.lanes + 12 * e.accumulator_bits
-    side = 32 * ceil(e.side_bits / 32)
-    blocks = lambda width, depth: ceil(width * max(depth, 512) / 16384)
+    blocks = lambda width, depth: BlockRAM(width, depth).block_rams
+    lut_lanes = 8 * (e.blocks - e.block_ram_blocks)
+    block_lanes = 4 * e.block_ram_blocks
+    leaves = lut_lanes + block_lanes
+    # A four-bit LUT RAM takes four cells and blocks two; a tree has an adder of 13 cells per leaf.
+    tables = 6 * lut_lanes * ceil(e.rows * e.entry_bits(4) / 4)
+    sums = (14 * leaves + 18 * e.scale_points + 36 * (e.scale_points - 1)
+            + e.column_bits + e.accumulator_bits)
+    side = [min(32, e.side_bits - i) for i in range(0, e.side_bits, 32)]
+    brams = (4 + e.code_bits // 32 * blocks(32, config.memory_beats)
+             + sum(blocks(width, config.memory_beats) for width in side)
+             + e.cells * blocks(e.accumulator_bits, e.n_tile)
+             + e.columns * block_lanes * blocks(e.rows * e.entry_bits(8), 256)
+             + e.rows * e.builders * max(1, e.activation_depth // 512)
+             + e.epilogue * e.columns * blocks(PARAMETER_BITS, 64))
     return {
-        "comb": 2200 + e.cells * per_cell + 3 * e.code_bits,
-        "ff": 2500 + e.cells * (14 * e.lanes + 8 * e.accumulator_bits) + 6 * e.code_bits,
-        "bram": 2 + blocks(e.code_bits, config.memory_beats) + blocks(side, config.memory_beats)
-        + e.cells * ceil(e.accumulator_bits / 18) * ceil(e.n_tile / 1024)
-        + e.rows * blocks(8 * e.builders, e.activation_depth),
-        "dsp": e.cells * e.scale_points * wide + 4 * e.epilogue}
+        "comb": (1900 + 800 * e.epilogue + e.columns * tables + e.cells * (sums + 100)
+                 + e.rows * e.builders * 21),
+        "ff": 3400 + e.cells * (25 * leaves + 350),
+        "bram": ceil(brams / 2) if e.family == "xilinx7" else brams,
+        "dsp": e.cells * e.scale_points * (1 if e.group_bits <= 18 else 2) + e.epilogue}
 
 
 # Command line

@@ -46,7 +46,7 @@ def core_rows(progress):
         ("any g >= 32", dict(lanes=64, scale_points=8, block_ram_blocks=2), 23.5, 190),
         ("g >= 128, 256 MACs", dict(lanes=128, scale_points=4, block_ram_blocks=4), 18.5, 180),
         ("LUT RAM", dict(lanes=64, scale_points=2), None, None),
-        ("LUT RAM, 256 MACs", dict(lanes=128, scale_points=4), 21.0, 200),
+        ("LUT RAM, 256 MACs", dict(lanes=128, scale_points=4), None, None),
         ("half block RAM", dict(lanes=128, scale_points=4, block_ram_blocks=8), None, None),
         ("block RAM", dict(lanes=128, scale_points=4, block_ram_blocks=16), 10.0, None),
     ]

@@ -1,12 +1,14 @@
 """Memory in block RAM: data and sideband of every beat, one read and one write per cycle."""
 
-from amaranth.hdl import Module, Signal, Value
+from itertools import pairwise
+
+from amaranth.hdl import Cat, Module, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.fifo import SyncFIFO
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In
 
 from hdl.beat import ROOM_READS, MemorySignature, Tag, side_words
+from hdl.parts import BlockRAM
 
 __all__ = ["OnChipMemory"]
 
@@ -14,8 +16,11 @@ __all__ = ["OnChipMemory"]
 class OnChipMemory(wiring.Component):
     """Block RAM behind the internal port.
 
-    A response comes three cycles after its request, one per cycle.  A refused response stops the
+    A response comes four cycles after its request, one per cycle.  A refused response stops the
     pipeline; requests then wait in a queue.  Writes are taken at once.
+
+    Every 32-bit word of a beat is a RAM of its own, because it has its own write enable; its output
+    register is that of the response.
 
     Parameters
     ----------
@@ -35,44 +40,46 @@ class OnChipMemory(wiring.Component):
         engine = self.config.engine
         depth = self.config.memory_beats
         port = self.port
-        m.submodules.store = store = Memory(shape=engine.code_bits, depth=depth, init=[])
-        words = 32 * side_words(engine)
-        m.submodules.side = side = Memory(shape=words, depth=depth, init=[])
-        write = store.write_port(granularity=32)
-        read = store.read_port()
-        side_write = side.write_port(granularity=32)
-        side_read = side.read_port()
-        first = Signal()            # a beat leaves the block RAM
-        tag = Signal(Tag, reset_less=True)
-        response = port.response
+        request, response = port.request.payload, port.response
+        m.submodules.queue = queue = SyncFIFO(width=len(Value.cast(request)), depth=2 * ROOM_READS)
+        waiting = data.View(request.shape(), queue.r_data)
+        asked = Signal()            # a request is at the RAM's address
+        first = Signal()            # a beat is in the RAM's first step
+        address = Signal(engine.address_bits)
         move = Signal()
-        m.submodules.queue = queue = SyncFIFO(width=len(Value.cast(port.request.payload)),
-                                              depth=2 * ROOM_READS)
-        request = data.View(port.request.payload.shape(), queue.r_data)
-        m.d.sync += port.read_room.eq(queue.level < ROOM_READS - 3)
         m.d.comb += [
             move.eq(~response.valid | response.ready),
-            queue.w_data.eq(port.request.payload), queue.w_en.eq(port.request.valid),
-            queue.r_en.eq(move),
-            read.addr.eq(request.address), side_read.addr.eq(request.address),
-            read.en.eq(move), side_read.en.eq(move),
-            write.addr.eq(port.write.payload.address), write.data.eq(
-                port.write.payload.data.replicate(engine.code_bits // engine.write_bits)),
-            write.en.eq(port.write.payload.mask
-                        & port.write.valid.replicate(engine.beat_bytes // 4)),
-            side_write.addr.eq(port.side_write.payload.address),
-            side_write.data.eq(port.side_write.payload.data.replicate(side_words(engine))),
-            side_write.en.eq(port.side_write.payload.mask
-                             & port.side_write.valid.replicate(side_words(engine))),
-            port.write_room.eq(1),
-            port.idle.eq(~(queue.r_rdy | first | response.valid)),
+            queue.w_data.eq(request), queue.w_en.eq(port.request.valid), queue.r_en.eq(move),
+            port.write_room.eq(1), port.idle.eq(~(queue.r_rdy | asked | first | response.valid)),
         ]
+        m.d.sync += port.read_room.eq(queue.level < ROOM_READS - 3)
         with m.If(move):
-            m.d.sync += [
-                first.eq(queue.r_rdy), tag.eq(request.tag),
-                response.valid.eq(first), response.p.data.eq(read.data),
-                response.p.side.eq(side_read.data), response.p.tag.eq(tag)]
-        m.d.sync += port.fault.eq(
-            port.request.valid & (port.request.payload.address >= depth)
-            | port.write.valid & (port.write.payload.address >= depth))
+            m.d.sync += [asked.eq(queue.r_rdy), address.eq(waiting.address),
+                         first.eq(asked), response.valid.eq(first)]
+            tags = [waiting.tag, *(Signal(Tag, name=f"tag_{i}") for i in range(2)), response.p.tag]
+            m.d.sync += [after.eq(before) for before, after in pairwise(tags)]
+
+        def word(name, write, bits, value, enable):
+            m.submodules[name] = ram = BlockRAM(bits, depth, family=engine.family)
+            m.d.comb += [
+                ram.write_address.eq(write.payload.address), ram.write_data.eq(value),
+                ram.write_enable.eq(write.valid & enable), ram.read_address.eq(address),
+                ram.read_enable.eq(move), ram.output_enable.eq(move)]
+            return ram.read_data
+
+        write, side = port.write, port.side_write
+        m.d.comb += [
+            response.p.data.eq(Cat(
+                word(f"data_{i}", write, 32,
+                     write.payload.data.word_select(i % (engine.write_bits // 32), 32),
+                     write.payload.mask[i])
+                for i in range(engine.beat_bytes // 4))),
+            response.p.side.eq(Cat(
+                word(f"side_{i}", side, min(32, engine.side_bits - 32 * i), side.payload.data,
+                     side.payload.mask[i])
+                for i in range(side_words(engine)))),
+        ]
+        beyond = Cat(flow.valid & (flow.payload.address >= depth)
+                     for flow in (port.request, write)).any()
+        m.d.sync += port.fault.eq(beyond)
         return m
