@@ -323,10 +323,9 @@ def estimate(config):
     dict of str to int
         ``comb`` (look-up tables), ``ff``, ``bram`` (blocks of 18 kbit, of 36 on 7-series), ``dsp``.
     """
-    from hdl.parts import BlockRAM
+    from hdl.parts.ram import block_rams as blocks
 
     e = config.engine
-    blocks = lambda width, depth: BlockRAM(width, depth).block_rams
     lut_lanes = 8 * (e.blocks - e.block_ram_blocks)
     block_lanes = 4 * e.block_ram_blocks
     leaves = lut_lanes + block_lanes

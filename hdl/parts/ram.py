@@ -8,7 +8,21 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-__all__ = ["BlockRAM", "dp16kd"]
+__all__ = ["BlockRAM", "block_rams", "dp16kd"]
+
+
+def _slice(depth):
+    """Widest port (18, 9, 4, 2 or 1 bits) at which one block is deep enough."""
+    for width, words in ((18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384)):
+        if depth <= words:
+            return width
+    return 18
+
+
+def block_rams(width, depth):
+    """DP16KD blocks of a memory of `depth` words of `width` bits."""
+    part = _slice(depth)
+    return ceil(width / part) * max(1, ceil(depth * part / 18432))
 
 
 class BlockRAM(wiring.Component):
@@ -58,15 +72,7 @@ class BlockRAM(wiring.Component):
     @property
     def block_rams(self):
         """DP16KD blocks that the ECP5 form takes."""
-        return ceil(self.width / self._slice) * max(1, ceil(self.depth * self._slice / 18432))
-
-    @property
-    def _slice(self):
-        """Widest port (18, 9, 4, 2 or 1 bits) at which one block is deep enough."""
-        for width, depth in ((18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384)):
-            if self.depth <= depth:
-                return width
-        return 18
+        return block_rams(self.width, self.depth)
 
     def elaborate(self, platform):
         if self.family == "ecp5" and self.granularity is None and self.depth <= 16384:
@@ -87,7 +93,7 @@ class BlockRAM(wiring.Component):
 
     def _ecp5(self):
         m = Module()
-        width = self._slice
+        width = _slice(self.depth)
         for i in range(0, self.width, width):
             bits = min(width, self.width - i)
             out = dp16kd(m, write_width=width, read_width=width,
