@@ -26,10 +26,13 @@ class Size:
         Its `address_bits` follow from the memory.
     memory_bytes : int
         Block RAM for programs, weights, activations and results, sidebands not counted.
+    clock_hz : int, optional
+        Core clock, if not the board's.
     """
 
     engine: EngineConfig
     memory_bytes: int
+    clock_hz: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ class Board:
     family : str
         Family of the FPGA, as in :class:`~hdl.config.EngineConfig`.
     oscillator_hz, clock_hz : int
-        Input of the PLL, and the core clock unless a build asks for another.
+        Input of the PLL, and the core clock unless a size or a build asks for another.
     pll : Limits
     add_clock : callable
         ``add_clock(m, oscillator, settings)`` adds the domain `sync`.
@@ -94,10 +97,12 @@ class Board:
         engine = chosen.engine.replace(**changes)
         if memory_bytes is None:
             memory_bytes = chosen.memory_bytes
+        if clock_hz is None:
+            clock_hz = chosen.clock_hz or self.clock_hz
         beats = memory_bytes // engine.beat_bytes
         engine = engine.replace(address_bits=max(8, (beats - 1).bit_length()))
         return DeviceConfig(engine=engine, memory="onchip", memory_beats=beats, link="uart",
-                            clock_hz=self.clock_hz if clock_hz is None else clock_hz)
+                            clock_hz=clock_hz)
 
     def clock(self, clock_hz):
         """Settings of the PLL for a core clock."""

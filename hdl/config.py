@@ -23,6 +23,8 @@ MAX_PLANES = 8
 MIN_COLUMNS = 8
 """Columns of the shortest pass: the accumulators' read-modify-write depth, in the worst case of one
 plane a column.  The compiler pads N up to it and the decoder refuses less."""
+CHAINED_CELLS = 4
+"""Cells that take their codes and control from one register; the next ones a cycle later."""
 SCALE_BITS = 16
 ISA_VERSION = 1
 REGISTERS_VERSION = 1
@@ -154,6 +156,12 @@ class EngineConfig:
     def cells(self):
         """Copies of tables, tree and accumulator: rows * columns."""
         return self.rows * self.columns
+
+    @property
+    def row_groups(self):
+        """Rows that share registers, as ranges: about four cells to each."""
+        most = max(1, CHAINED_CELLS // self.columns)
+        return [range(self.rows)[r:r + most] for r in range(0, self.rows, most)]
 
     # Beats
 

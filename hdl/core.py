@@ -4,7 +4,7 @@ Knows no link, no board and no memory: :mod:`hdl.top` puts those around it.
 """
 
 from amaranth.hdl import Cat, Module, Mux, Signal
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from hdl.beat import (
@@ -14,10 +14,9 @@ from hdl.beat import (
     Kind,
     read_request,
     read_response,
-    side_slices,
     write_request,
 )
-from hdl.cell import Cell, Timing
+from hdl.cell import Timing
 from hdl.control import Control
 from hdl.isa import INSTRUCTION_BITS
 from hdl.layout import PARAMETER_BITS
@@ -26,8 +25,8 @@ from hdl.parts import count_down, delay
 from hdl.prepare import Prepare
 from hdl.registers import COUNTERS, Error
 from hdl.requests import GatherRequests
+from hdl.rows import Rows, array_input
 from hdl.store import Store, spacing
-from hdl.tables import Tables
 from hdl.telemetry import Telemetry
 
 __all__ = ["Core"]
@@ -138,127 +137,74 @@ class Core(wiring.Component):
                              closed.eq((since > 1) | ~self.write_room)]
         else:
             m.d.sync += closed.eq(~self.write_room)
-        m.d.comb += hold.eq(flags.last & flags.last_plane & closed)
-        with m.Switch(beat.tag.client):
-            with m.Case(Client.FETCH):
-                m.d.comb += control.i_beat.valid.eq(self.i_response.valid)
-            with m.Case(Client.LOAD):
-                m.d.comb += prepare.i_beat.valid.eq(self.i_response.valid)
-            with m.Case(Client.GATHER):
-                m.d.comb += gather_take.eq(self.i_response.valid & ~hold)
+        is_gather = beat.tag.client == Client.GATHER
         m.d.comb += [
-            self.i_response.ready.eq((beat.tag.client != Client.GATHER) | ~hold),
-            control.i_beat.payload.eq(beat.data[:INSTRUCTION_BITS]),
-            prepare.i_beat.payload.data.eq(beat.data),
-            prepare.i_beat.payload.last.eq(flags.pass_end)]
+            hold.eq(flags.last & flags.last_plane & closed),
+            gather_take.eq(self.i_response.valid & is_gather & ~hold),
+            self.i_response.ready.eq(~is_gather | ~hold),
+        ]
 
         # The stream register; from here on nothing waits.
         codes = Signal(config.code_bits, reset_less=True)
         side = Signal(config.side_bits, reset_less=True)
         what = Signal(Flags, reset_less=True)
-        valid = Signal()
-        m.d.sync += [codes.eq(beat.data), side.eq(beat.side), what.eq(flags),
-                     valid.eq(gather_take)]
-
-        def at(cycle, value, name):
-            return delay(m, value, cycle, name=name)
-
-        strobes = Signal(data.StructLayout({
-            "codes": 1, "first": 1, "column": 1, "clear": 1, "capture": 1, "end": 1,
-            "parameters": 1}))
-        is_codes = what.kind == Kind.CODES
+        gathered, fetched, loaded = Signal(), Signal(), Signal()
+        m.d.sync += [
+            codes.eq(beat.data), side.eq(beat.side), what.eq(flags), gathered.eq(gather_take),
+            fetched.eq(self.i_response.valid & (beat.tag.client == Client.FETCH)),
+            loaded.eq(self.i_response.valid & (beat.tag.client == Client.LOAD))]
+        is_codes = gathered & (what.kind == Kind.CODES)
+        ends_tile = gathered & what.pass_end
         m.d.comb += [
-            strobes.codes.eq(valid & is_codes),
-            strobes.first.eq(valid & is_codes & what.first_plane),
-            strobes.column.eq(valid & is_codes & what.last_plane),
-            strobes.clear.eq(valid & what.pass_start),
-            strobes.capture.eq(valid & (what.kind == Kind.SUM)),
-            strobes.end.eq(valid & what.pass_end),
-            strobes.parameters.eq(valid & (what.kind == Kind.PARAMETERS)),
+            control.i_beat.valid.eq(fetched), control.i_beat.payload.eq(codes[:INSTRUCTION_BITS]),
+            prepare.i_beat.valid.eq(loaded), prepare.i_beat.payload.last.eq(what.pass_end),
+            prepare.table_free.eq(ends_tile),
         ]
-        m.d.comb += prepare.table_free.eq(strobes.end)
 
-        trail = [strobes]
-        kinds = [what]
-        for i in range(timing.result):
-            trail.append(delay(m, trail[-1], 1, name=f"strobes_{i}", resettable=True))
-            kinds.append(delay(m, kinds[-1], 1, name=f"flags_{i}"))
-
-        # Columns are counted where their accumulator is addressed.
-        column = Signal(range(config.n_tile))
-        address = Signal.like(column, reset_less=True)
-        here = trail[timing.address]
-        m.d.sync += address.eq(column)
-        with m.If(here.end):
-            m.d.sync += column.eq(0)
-        with m.Elif(here.column):
-            m.d.sync += column.eq(column + 1)
-        write_address = delay(m, address, timing.result - timing.address - 1, name="address")
-
-        signs = at(timing.zero, side, "side")
-        scales = delay(m, signs, 1, name="scales")
-        biases = [0] * config.columns
+        # The array: rows after rows, each link a cycle later than the one before.
+        late = len(config.row_groups) - 1
+        drive = Signal(array_input(config))
+        m.d.comb += [
+            drive.codes.eq(codes), drive.side.eq(side), drive.flags.eq(what),
+            drive.gather.eq(gathered), drive.places.eq(prepare.places),
+            drive.slot.eq(prepare.slot), drive.walk.eq(prepare.walk)]
         if config.epilogue:
             # Parameters wait here for their column; the biases join its first plane.
             m.submodules.parameters = queue = ParameterQueue(config)
             early = timing.column - queue.LATENCY
+            first = delay(m, is_codes & what.first_plane & what.last, early,
+                          name="first", resettable=True)
+            column = delay(m, is_codes & what.last_plane, timing.column, name="column",
+                           resettable=True)
             m.d.comb += [
-                queue.write.eq(strobes.parameters), queue.restart.eq(store.sink_ready),
+                queue.write.eq(gathered & (what.kind == Kind.PARAMETERS)),
+                queue.restart.eq(store.sink_ready),
                 *(queue.data[c].eq(codes[c * config.tile_k:][:PARAMETER_BITS])
                   for c in range(config.columns)),
-                queue.read.eq(trail[early].first & kinds[early].last & store.int8),
-                queue.capture.eq(trail[timing.column].column)]
-            biases = [queue.bias[c] for c in range(config.columns)]
-            m.d.comb += [store.multipliers[c].eq(queue.multiplier[c])
-                         for c in range(config.columns)]
-            m.d.comb += [store.shifts[c].eq(queue.shift[c]) for c in range(config.columns)]
-        results = []
-        for c in range(config.columns):
-            m.submodules[f"tables_{c}"] = tables = Tables(config)
-            m.d.comb += [
-                tables.codes.eq(codes[c * config.tile_k:(c + 1) * config.tile_k]),
-                tables.bank.eq(what.bank),
-                tables.entries.eq(prepare.entries), tables.group.eq(prepare.group),
-                tables.entry.eq(prepare.entry), tables.write_bank.eq(prepare.bank)]
-            for r in range(config.rows):
-                cell = Cell(config)
-                m.submodules[f"cell_{c}_{r}"] = cell
-                zero_signs = [z for _, z in side_slices(config, signs, c)]
-                m.d.comb += [
-                    cell.values.eq(tables.values[r]), cell.signs.eq(tables.signs),
-                    *(cell.scales[t].eq(s)
-                      for t, (s, _) in enumerate(side_slices(config, scales, c))),
-                    cell.zero_signs.eq(Cat(*zero_signs)),
-                    cell.sum_clear.eq(trail[timing.zero - 1].clear),
-                    cell.sum_capture.eq(trail[timing.zero].capture),
-                    cell.column_valid.eq(trail[timing.column].codes),
-                    cell.column_first.eq(kinds[timing.column].first_plane),
-                    cell.bias.eq(biases[c]),
-                    cell.address.eq(address),
-                    cell.overwrite.eq(kinds[timing.column].first),
-                    cell.high.eq(kinds[timing.column + 1].high),
-                    cell.write.eq(trail[timing.result].column),
-                    cell.write_address.eq(write_address),
-                ]
-                results.append(cell.result)
-        before = trail[timing.result - 1]
-        m.d.comb += [
-            store.results[i].eq(r) for i, r in enumerate(results)]
-        m.d.comb += [
-            store.result_valid.eq(delay(m, before.column & kinds[timing.result - 1].last, 1,
-                                        name="result_valid", resettable=True)),
-            store.result_last.eq(trail[timing.result].end),
-        ]
+                queue.read.eq(first & store.int8), queue.capture.eq(column),
+                drive.biases.eq(queue.bias),
+                store.multipliers.eq(delay(m, queue.multiplier, late, name="multiplier")),
+                store.shifts.eq(delay(m, queue.shift, late, name="shift"))]
+        for i, rows in enumerate(config.row_groups):
+            m.submodules[f"rows_{i}"] = part = Rows(config, rows)
+            m.d.comb += part.i.eq(drive)
+            drive = part.o
+            for c, results in enumerate(part.results):
+                for r, result in zip(rows, results, strict=True):
+                    m.d.comb += store.results[c * config.rows + r].eq(
+                        delay(m, result, late - i, name=f"result_{c}_{r}"))
+        m.d.comb += [store.result_valid.eq(part.result_valid),
+                     store.result_last.eq(part.result_last)]
 
         # Who moves, who waits.
         # A beat is in the array for a fixed time: count down from the last one.
         in_flight = Signal()
-        drained = count_down(m, DRAIN_BITS, load=valid, value=2**DRAIN_BITS - 1,
+        drained = count_down(m, DRAIN_BITS, load=gathered, value=2**DRAIN_BITS - 1,
                              step=in_flight, family=config.family, name="draining")
         m.d.comb += in_flight.eq(~drained)
         owing = Signal()
         m.d.sync += [
-            owing.eq(valid | in_flight | ~self.memory_idle | self.o_request.valid),
+            owing.eq(gathered | in_flight | ~self.memory_idle | self.o_request.valid),
             control.stages_busy.eq(prepare.active | requests.busy | store.busy | owing),
             control.progress.eq(prepare.busy | owing),
         ]
@@ -266,13 +212,13 @@ class Core(wiring.Component):
         if config.counters:
             m.submodules.telemetry = telemetry = Telemetry(len(COUNTERS))
             waits_beat = requests.busy & ~requests.wait_table & ~requests.wait_sink
-            refused = self.i_response.valid & (beat.tag.client == Client.GATHER) & hold
+            refused = self.i_response.valid & is_gather & hold
             events = {
                 "cycles": 1,
                 "prepare_busy": prepare.busy,
                 "prepare_wait_memory": prepare.wait_memory,
                 "prepare_wait_table": prepare.wait_table,
-                "gather_busy": strobes.codes,
+                "gather_busy": is_codes,
                 "gather_wait_table": requests.wait_table,
                 "gather_wait_store": requests.wait_sink | refused,
                 "gather_wait_memory": waits_beat & ~self.i_response.valid,

@@ -1,6 +1,9 @@
-"""The prepare stage: LOAD fills the activation buffers, BUILD fills a table bank per K tile."""
+"""The prepare stage: LOAD fills the activation buffers, BUILD fills a table bank per K tile.
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+Only the control; buffers and builders are with their rows (:mod:`hdl.rows`).
+"""
+
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -10,7 +13,25 @@ from hdl.control import fields_of
 from hdl.isa import Opcode
 from hdl.parts import ByteRAM, add_select, count_down, count_up, delay
 
-__all__ = ["Prepare"]
+__all__ = ["Prepare", "places", "walk"]
+
+
+def places(config):
+    """Places of a slot that a beat of LOAD can fill: rows first, then parts of the slot."""
+    return config.slot_beats * config.rows
+
+
+def walk(config):
+    """A step of building tables, each field at its own time.
+
+    ``read_address`` of the buffers, lowest bits a byte of a word; :data:`ByteRAM.LATENCY` later
+    ``step``, what the builders do with the byte; :data:`SignedSumBuilder.LATENCY` later where the
+    sum goes: ``entry`` of ``bank`` in the lanes of ``group`` (one-hot; zero: nowhere).
+    """
+    return data.StructLayout({
+        "read_address": (config.activation_depth - 1).bit_length() + 2,
+        "step": data.StructLayout({"restart": 1, "double": 1, "negate": 1, "unsigned": 1}),
+        "group": len(config.lane_groups), "entry": max(config.chunks) - 1, "bank": 1})
 
 
 class Prepare(wiring.Component):
@@ -28,17 +49,16 @@ class Prepare(wiring.Component):
     i_load, i_build : In(stream.Signature(fields))
         Instructions; never both valid.
     o_request : Out(stream.Signature(read_request))
-    i_beat : In(Flow of {data: code_bits, last: 1})
-        Beats that LOAD asked for.
+    i_beat : In(Flow of {last: 1})
+        A beat that LOAD asked for; its last.
     table_free : In(1)
         The gather stage has finished with a bank (strobe).
     table_ready : Out(1)
         A bank is complete (strobe).
-    entries : Out(one array of entries per row)
-    group : Out(lane groups)
-        One bit per lane group: write the entries to its lanes.
-    entry, bank : Out
-        Where in the table.
+    places : Out, slot : Out
+        Which places of which rows' slot the beat of `i_beat` fills, one-hot (see :func:`places`).
+    walk : Out(walk)
+        A step of a table's building.
     active : Out(1)
         An instruction is being executed.
     busy, wait_table, wait_memory : Out(1)
@@ -47,16 +67,14 @@ class Prepare(wiring.Component):
 
     def __init__(self, config):
         self.config = config
-        self.entry_width = max(config.chunks) - 1
-        entry = signed(config.entry_bits(max(config.chunks)))
         super().__init__({
             "i_load": In(stream.Signature(fields_of(Opcode.LOAD, config))),
             "i_build": In(stream.Signature(fields_of(Opcode.BUILD, config))),
             "o_request": Out(stream.Signature(read_request(config))),
-            "i_beat": In(Flow(data.StructLayout({"data": config.code_bits, "last": 1}))),
+            "i_beat": In(Flow(data.StructLayout({"last": 1}))),
             "table_free": In(1), "table_ready": Out(1),
-            "entries": Out(data.ArrayLayout(data.ArrayLayout(entry, config.builders), config.rows)),
-            "group": Out(len(config.lane_groups)), "entry": Out(self.entry_width), "bank": Out(1),
+            "places": Out(places(config)), "slot": Out((config.activation_depth - 1).bit_length()),
+            "walk": Out(walk(config)),
             "active": Out(1), "busy": Out(1), "wait_table": Out(1), "wait_memory": Out(1),
         })
 
@@ -78,7 +96,6 @@ class Prepare(wiring.Component):
         asked = request.valid & request.ready
         took = self.i_beat.valid
         address = Signal(config.address_bits)
-        slot = Signal(slot_bits)
         count_up(m, address, load=load_start, value=load.address, step=asked, family=family)
         last_request = count_down(m, len(load.count), load=load_start, value=load.count,
                                   step=asked, family=family, name="requests_left")
@@ -91,27 +108,12 @@ class Prepare(wiring.Component):
         with m.If(load_start):
             m.d.sync += [loading.eq(1), request.valid.eq(1)]
 
-        places = config.slot_beats * config.rows      # of a beat within a slot, rows first
-        place = Signal(places, init=1)                # one-hot
-        count_up(m, slot, load=load_start, value=load.local, step=took & place[-1], family=family)
+        place = Signal(places(config), init=1)
+        count_up(m, self.slot, load=load_start, value=load.local, step=took & place[-1],
+                 family=family)
         with m.If(took):
             m.d.sync += place.eq(place.rotate_left(1))
-
-        read_address = Signal(slot_bits + 2)
-        words = []
-        lanes_per_beat = config.load_bytes // 4
-        for r in range(config.rows):
-            row = []
-            for b in range(config.builders):
-                part, lane = divmod(b, lanes_per_beat)
-                m.submodules[f"buffer_{r}_{b}"] = ram = ByteRAM(config.activation_depth, family)
-                m.d.comb += [
-                    ram.write_address.eq(slot),
-                    ram.write_data.eq(self.i_beat.payload.data[32 * lane:32 * lane + 32]),
-                    ram.write_enable.eq(took & place[part * config.rows + r]),
-                    ram.read_address.eq(read_address)]
-                row.append(ram.read_data)
-            words.append(Cat(*row))
+        m.d.comb += self.places.eq(Mux(took, place, 0))
 
         # BUILD: walk the steps of each lane group of each tile.
         build = self.i_build.p
@@ -157,18 +159,15 @@ class Prepare(wiring.Component):
         what = Signal(data.StructLayout({"write": 1, "last": 1}))
         m.d.sync += [what.write.eq(running), what.last.eq(tile_end), slot_now.eq(base)]
         position = steps.step.position
-        m.d.comb += read_address.eq(Cat(position[:2], slot_now | position[2:]))
+        m.d.comb += self.walk.read_address.eq(Cat(position[:2], slot_now | position[2:]))
 
         # The bytes arrive, the builders add, the entries are written.
         step = delay(m, steps.step, ByteRAM.LATENCY, name="step")
         here = delay(m, what, ByteRAM.LATENCY, name="what", resettable=True)
-        signless = delay(m, unsigned, 1 + ByteRAM.LATENCY, name="unsigned")
-        for r in range(config.rows):
-            m.submodules[f"builder_{r}"] = builder = SignedSumBuilder(config)
-            m.d.comb += [
-                builder.word.eq(words[r]), builder.unsigned.eq(signless),
-                builder.restart.eq(step.restart), builder.double.eq(step.double),
-                builder.negate.eq(step.negate), self.entries[r].eq(builder.entries)]
+        m.d.comb += [
+            self.walk.step.restart.eq(step.restart), self.walk.step.double.eq(step.double),
+            self.walk.step.negate.eq(step.negate),
+            self.walk.step.unsigned.eq(delay(m, unsigned, 1 + ByteRAM.LATENCY, name="unsigned"))]
         there = delay(m, here, SignedSumBuilder.LATENCY, name="write", resettable=True)
         entry = delay(m, step.entry, SignedSumBuilder.LATENCY, name="entry")
         # One-hot: the lane group whose entries come.
@@ -180,7 +179,7 @@ class Prepare(wiring.Component):
         with m.Elif(into[1]):
             m.d.sync += ring.eq(ring << 1)
         # `bank` changes after the last write of a tile; the next tile's first comes later.
-        m.d.comb += [self.group.eq(ring), self.entry.eq(entry), self.bank.eq(bank),
+        m.d.comb += [self.walk.group.eq(ring), self.walk.entry.eq(entry), self.walk.bank.eq(bank),
                      self.table_ready.eq(there.last)]
         with m.If(there.last):
             m.d.sync += bank.eq(~bank)

@@ -23,6 +23,8 @@ class Tables(wiring.Component):
     Parameters
     ----------
     config : EngineConfig
+    rows : int
+        Of this part of the array.
 
     Members
     -------
@@ -35,12 +37,13 @@ class Tables(wiring.Component):
         Set where the entry counts negative: the other half of the table.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, rows):
         self.config = config
+        self.rows = rows
         self.positions = lane_positions(config)
         self.latency = BlockRAM.LATENCY if config.block_ram_blocks else 1
         entry = signed(config.entry_bits(max(config.chunks)))
-        rows, lanes = config.rows, len(self.positions)
+        lanes = len(self.positions)
         super().__init__({
             "codes": In(config.tile_k), "bank": In(1),
             "entries": In(data.ArrayLayout(data.ArrayLayout(entry, config.builders), rows)),
@@ -52,11 +55,11 @@ class Tables(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        config, rows = self.config, range(self.config.rows)
+        config, rows = self.config, range(self.rows)
         for i, positions in enumerate(self.positions):
             v = len(positions)
             width = config.entry_bits(v)
-            table = TableRAM(width * config.rows, 2**v, family=config.family,
+            table = TableRAM(width * self.rows, 2**v, family=config.family,
                              store="block" if v == 8 else "distributed")
             m.submodules[f"table_{i}"] = table
             group, builder = divmod(i, config.builders)

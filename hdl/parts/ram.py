@@ -12,8 +12,8 @@ __all__ = ["BlockRAM", "block_rams", "dp16kd"]
 
 
 def _slice(depth):
-    """Widest port (18, 9, 4, 2 or 1 bits) at which one block is deep enough."""
-    for width, words in ((18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384)):
+    """Widest port (36, 18, 9, 4, 2 or 1 bits) at which one block is deep enough."""
+    for width, words in ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384)):
         if depth <= words:
             return width
     return 18
@@ -106,10 +106,11 @@ class BlockRAM(wiring.Component):
 
 def dp16kd(m, *, write_width, read_width, write_address, read_address, write_data, write_enable,
            read_enable=1, output_enable=1):
-    """One ECP5 block RAM: port A (and B's data pins at 36 bits) writes, port B reads, registered.
+    """One ECP5 block RAM: port A writes, port B reads through its output register.
 
     Addresses count words of the port's own width.  The lowest address pins of ports of 18 and 36
-    bits are byte enables.
+    bits are byte enables.  A word of 36 bits goes in at DIA, then DIB, and comes out at DOA, then
+    DOB; each half has its output register.
     """
     def address(value, width):
         unused = {36: 5, 18: 4, 9: 3, 4: 2, 2: 1, 1: 0}[width]
@@ -119,19 +120,23 @@ def dp16kd(m, *, write_width, read_width, write_address, read_address, write_dat
     a, b = address(write_address, write_width), address(read_address, read_width)
     data = Cat(write_data, Const(0, 36))[:36]
     enables = [Value.cast(enable) for enable in (read_enable, output_enable)]
-    out = Signal(18)
+    wide = read_width == 36
+    out = Signal(36 if wide else 18)
+    low = {f"o_DOA{j}": out[j] for j in range(18)} if wide else {}
     m.submodules += Instance(
         "DP16KD", p_DATA_WIDTH_A=write_width, p_DATA_WIDTH_B=read_width,
-        p_REGMODE_A="NOREG", p_REGMODE_B="OUTREG", p_RESETMODE="SYNC", p_GSR="DISABLED",
+        p_REGMODE_A="OUTREG" if wide else "NOREG", p_REGMODE_B="OUTREG",
+        p_RESETMODE="SYNC", p_GSR="DISABLED",
         p_WRITEMODE_A="NORMAL", p_WRITEMODE_B="NORMAL",
         p_CSDECODE_A="0b000", p_CSDECODE_B="0b000", p_CLKAMUX="CLKA", p_CLKBMUX="CLKB",
         i_CLKA=ClockSignal(), i_CLKB=ClockSignal(),
-        i_CEA=Const(1, 1), i_OCEA=Const(0, 1), i_CEB=enables[0], i_OCEB=enables[1],
+        i_CEA=Const(1, 1), i_OCEA=enables[1] if wide else Const(0, 1),
+        i_CEB=enables[0], i_OCEB=enables[1],
         i_RSTA=Const(0, 1), i_RSTB=Const(0, 1), i_WEA=write_enable, i_WEB=Const(0, 1),
         **{f"i_CSA{j}": Const(0, 1) for j in range(3)},
         **{f"i_CSB{j}": Const(0, 1) for j in range(3)},
         **{f"i_ADA{j}": a[j] for j in range(14)}, **{f"i_ADB{j}": b[j] for j in range(14)},
         **{f"i_DIA{j}": data[j] for j in range(18)},
         **{f"i_DIB{j}": data[18 + j] for j in range(18)},
-        **{f"o_DOB{j}": out[j] for j in range(18)})
+        **low, **{f"o_DOB{j}": out[18 * wide + j] for j in range(18)})
     return out

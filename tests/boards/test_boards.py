@@ -75,9 +75,10 @@ def test_sizes_are_legal_and_plausible(name, size):
     board = boards.find(name)
     config = board.config(size)
     assert config.engine.family == board.family
-    assert (config.link, config.memory, config.clock_hz) == ("uart", "onchip", board.clock_hz)
+    clock = board.sizes[size].clock_hz or board.clock_hz
+    assert (config.link, config.memory, config.clock_hz) == ("uart", "onchip", clock)
     assert config.memory_beats * config.engine.beat_bytes == board.sizes[size].memory_bytes
-    board.clock(board.clock_hz)
+    board.clock(clock)
     guess = estimate(config)
     assert all(guess[{"lut": "comb"}.get(n, n)] <= most for n, most in board.available.items())
 

@@ -14,6 +14,8 @@ ENGINES = {
     "columns2": "&columns=2&zero_points=0",
     "rows2columns2": "&rows=2&columns=2&scale_points=4&builders=2",
     "block": "&block_ram_blocks=2&rows=2",
+    "rows16": "&rows=16&builders=2&block_ram_blocks=1&activation_bits=8",
+    "rows4columns2": "&rows=4&columns=2",
 }
 
 
@@ -33,7 +35,7 @@ def test_random_layers_equal_the_golden_model(devices, engine):
         group = [32, 64, 128, None][rng.integers(4)]
         if group is not None and group < config.group_width and "scale_points" not in SMALL:
             group = config.group_width
-        M, N, K = (int(rng.integers(1, high)) for high in (7, 300, 700))
+        M, N, K = (int(rng.integers(1, high)) for high in (7 + config.rows, 300, 700))
         q = random_matrix(rng, N, K, bits, group, scheme)
         layer = device.load(q)
         stalls(device, seed, int(rng.integers(200)), int(rng.integers(200)))

@@ -24,7 +24,7 @@ def scaled(rng, N, K, bits, scheme, group_size, permuted=False):
         scales=rng.random((N, groups)) / np.sqrt(K) / 2**bits, scheme=scheme, **extra)
 
 
-@pytest.mark.parametrize("engine", ["rows1", "rows2", "rows2columns2", "block"])
+@pytest.mark.parametrize("engine", ["rows1", "rows2", "rows2columns2", "block", "rows16"])
 def test_equals_the_golden_model(devices, engine):
     device = devices(SMALL + ENGINES[engine])
     for seed in range(4):

@@ -3,7 +3,7 @@
 
 // Block RAM.  Port A writes; at 36 bits the upper half of its data comes in at the pins of port B,
 // and address pins 3..0 (1..0 at 18 bits) enable the bytes of nine bits.  Port B reads through its
-// output register.
+// output register; at 36 bits the lower half comes out at the pins of port A, through that port's.
 module DP16KD(
     input CLKA, CEA, OCEA, RSTA, WEA, CSA0, CSA1, CSA2,
     input CLKB, CEB, OCEB, RSTB, WEB, CSB0, CSB1, CSB2,
@@ -13,6 +13,8 @@ module DP16KD(
     input DIA14, DIA15, DIA16, DIA17,
     input DIB0, DIB1, DIB2, DIB3, DIB4, DIB5, DIB6, DIB7, DIB8, DIB9, DIB10, DIB11, DIB12, DIB13,
     input DIB14, DIB15, DIB16, DIB17,
+    output DOA0, DOA1, DOA2, DOA3, DOA4, DOA5, DOA6, DOA7, DOA8, DOA9, DOA10, DOA11, DOA12, DOA13,
+    output DOA14, DOA15, DOA16, DOA17,
     output DOB0, DOB1, DOB2, DOB3, DOB4, DOB5, DOB6, DOB7, DOB8, DOB9, DOB10, DOB11, DOB12, DOB13,
     output DOB14, DOB15, DOB16, DOB17);
 
@@ -41,18 +43,21 @@ module DP16KD(
                       DIB6, DIB5, DIB4, DIB3, DIB2, DIB1, DIB0, DIA17, DIA16, DIA15, DIA14, DIA13,
                       DIA12, DIA11, DIA10, DIA9, DIA8, DIA7, DIA6, DIA5, DIA4, DIA3, DIA2, DIA1,
                       DIA0};
-    reg [17:0] latch = 0, out = 0;
+    reg [35:0] latch = 0;
+    reg [17:0] low = 0, out = 0;
+    assign {DOA17, DOA16, DOA15, DOA14, DOA13, DOA12, DOA11, DOA10, DOA9, DOA8, DOA7, DOA6, DOA5,
+            DOA4, DOA3, DOA2, DOA1, DOA0} = low;
     assign {DOB17, DOB16, DOB15, DOB14, DOB13, DOB12, DOB11, DOB10, DOB9, DOB8, DOB7, DOB6, DOB5,
             DOB4, DOB3, DOB2, DOB1, DOB0} = out;
 
     // Nine bits a byte; ports of less than nine see eight of them.
     reg [8:0] bytes [0:2047];
-    integer i;
+    integer i, j;
     initial begin
         for (i = 0; i < 2048; i = i + 1) bytes[i] = 0;
         if (WRITEMODE_A != "NORMAL" || RESETMODE != "SYNC" || CSDECODE_A != "0b000"
             || CSDECODE_B != "0b000" || CLKAMUX != "CLKA" || CLKBMUX != "CLKB"
-            || REGMODE_B != "OUTREG" || DATA_WIDTH_B > 18) begin
+            || REGMODE_B != "OUTREG" || DATA_WIDTH_B == 36 && REGMODE_A != "OUTREG") begin
             $display("DP16KD: a mode that the model lacks");
             $finish;
         end
@@ -79,14 +84,16 @@ module DP16KD(
     always @(posedge CLKB) begin
         if (b_on & ~WEB) begin
             if (DATA_WIDTH_B < 9)
-                latch <= {{18 - B_PART{1'b0}},
+                latch <= {{36 - B_PART{1'b0}},
                           bytes[b_clear[13:3]][{1'b0, b_clear[2:0]} +: B_PART]};
             else
-                latch <= {DATA_WIDTH_B == 18 ? bytes[b_clear[13:3] + 11'd1] : 9'd0,
-                          bytes[b_clear[13:3]]};
+                for (j = 0; 9 * j < DATA_WIDTH_B; j = j + 1)
+                    latch[9 * j +: 9] <= bytes[b_clear[13:3] + j[10:0]];
         end
-        if (CEB & OCEB) out <= latch;
+        if (CEB & OCEB) out <= DATA_WIDTH_B == 36 ? latch[35:18] : latch[17:0];
+        if (CEB & OCEA) low <= latch[17:0];
         if (RSTB) out <= 0;
+        if (RSTA) low <= 0;
     end
 endmodule
 

@@ -1,0 +1,162 @@
+"""A few rows of the array: activation buffers, builders, tables and cells.
+
+Rows share codes and control.  Those of one :class:`Rows` share registers too; a larger array is a
+chain of them, each handing on what it was given a cycle later, so that no wire spans the chip.
+Builders and gathers of a link are late by the same, so nothing else knows.
+"""
+
+from amaranth.hdl import Cat, Module, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from hdl.beat import Flags, Kind, side_slices
+from hdl.builder import SignedSumBuilder
+from hdl.cell import Cell, Timing
+from hdl.parts import ByteRAM, delay
+from hdl.prepare import places, walk
+from hdl.tables import Tables
+
+__all__ = ["Rows", "array_input"]
+
+
+def array_input(config):
+    """What the array is given in a cycle: the stream register, and what Prepare and biases need.
+
+    ``beat`` (with ``gather`` or ``load``) is the stream register; a LOAD's beat goes to the buffers
+    that ``places`` names, at ``slot``.  ``walk`` is a step of a table's building.  The biases are
+    those of the column at cycle ``column`` of :class:`~hdl.cell.Timing`.
+    """
+    return data.StructLayout({
+        "codes": config.code_bits, "side": config.side_bits, "flags": Flags, "gather": 1,
+        "places": places(config), "slot": (config.activation_depth - 1).bit_length(),
+        "walk": walk(config),
+        "biases": data.ArrayLayout(signed(config.column_bits), config.columns)})
+
+
+class Rows(wiring.Component):
+    """The array for some of its rows, all output columns.
+
+    One beat per cycle; no back-pressure.
+
+    Parameters
+    ----------
+    config : EngineConfig
+    rows : range
+        Which ones.
+
+    Members
+    -------
+    i : In(array_input)
+    o : Out(array_input)
+        The same a cycle later, for the next rows.
+    results : Out(per column and row an accumulator), result_valid, result_last : Out(1)
+        At cycle ``result``; of a tile's last column step.
+    """
+
+    def __init__(self, config, rows):
+        self.config = config
+        self.rows = rows
+        super().__init__({
+            "i": In(array_input(config)), "o": Out(array_input(config)),
+            "results": Out(data.ArrayLayout(data.ArrayLayout(
+                signed(config.accumulator_bits), len(rows)), config.columns)),
+            "result_valid": Out(1), "result_last": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        timing = Timing(config)
+        strobes = ("gather", "places")
+        m.d.comb += self.o.eq(delay(m, self.i, 1, name="handed_on"))
+        m.d.comb += [self.o[name].eq(delay(m, self.i[name], 1, name=name, resettable=True))
+                     for name in strobes]
+
+        # Building: a byte per builder and row, sums of them into the tables.
+        step = self.i.walk.step
+        entries = []
+        lanes_per_beat = config.load_bytes // 4
+        for r in self.rows:
+            row = []
+            for b in range(config.builders):
+                part, lane = divmod(b, lanes_per_beat)
+                m.submodules[f"buffer_{r}_{b}"] = ram = ByteRAM(config.activation_depth,
+                                                                config.family)
+                m.d.comb += [
+                    ram.write_address.eq(self.i.slot),
+                    ram.write_data.eq(self.i.codes[32 * lane:32 * lane + 32]),
+                    ram.write_enable.eq(self.i.places[part * config.rows + r]),
+                    ram.read_address.eq(self.i.walk.read_address)]
+                row.append(ram.read_data)
+            m.submodules[f"builder_{r}"] = builder = SignedSumBuilder(config)
+            m.d.comb += [
+                builder.word.eq(Cat(*row)), builder.unsigned.eq(step.unsigned),
+                builder.restart.eq(step.restart), builder.double.eq(step.double),
+                builder.negate.eq(step.negate)]
+            entries.append(builder.entries)
+
+        # Strobes and flags of a beat, as they travel with it.
+        flags = self.i.flags
+        is_codes = self.i.gather & (flags.kind == Kind.CODES)
+        strobes = Signal(data.StructLayout({
+            "codes": 1, "column": 1, "clear": 1, "capture": 1, "end": 1}))
+        m.d.comb += [
+            strobes.codes.eq(is_codes),
+            strobes.column.eq(is_codes & flags.last_plane),
+            strobes.clear.eq(self.i.gather & flags.pass_start),
+            strobes.capture.eq(self.i.gather & (flags.kind == Kind.SUM)),
+            strobes.end.eq(self.i.gather & flags.pass_end),
+        ]
+        trail, kinds = [strobes], [flags]
+        for i in range(timing.result):
+            trail.append(delay(m, trail[-1], 1, name=f"strobes_{i}", resettable=True))
+            kinds.append(delay(m, kinds[-1], 1, name=f"flags_{i}"))
+
+        # Columns are counted where their accumulator is addressed.
+        column = Signal(range(config.n_tile))
+        address = Signal.like(column, reset_less=True)
+        here = trail[timing.address]
+        m.d.sync += address.eq(column)
+        with m.If(here.end):
+            m.d.sync += column.eq(0)
+        with m.Elif(here.column):
+            m.d.sync += column.eq(column + 1)
+        write_address = delay(m, address, timing.result - timing.address - 1, name="address")
+
+        signs = delay(m, self.i.side, timing.zero, name="side")
+        scales = delay(m, signs, 1, name="scales")
+        for c in range(config.columns):
+            m.submodules[f"tables_{c}"] = tables = Tables(config, len(self.rows))
+            m.d.comb += [
+                tables.codes.eq(self.i.codes[c * config.tile_k:(c + 1) * config.tile_k]),
+                tables.bank.eq(flags.bank),
+                *(tables.entries[i].eq(e) for i, e in enumerate(entries)),
+                tables.group.eq(self.i.walk.group), tables.entry.eq(self.i.walk.entry),
+                tables.write_bank.eq(self.i.walk.bank)]
+            for i, r in enumerate(self.rows):
+                m.submodules[f"cell_{c}_{r}"] = cell = Cell(config)
+                zero_signs = [z for _, z in side_slices(config, signs, c)]
+                m.d.comb += [
+                    cell.values.eq(tables.values[i]), cell.signs.eq(tables.signs),
+                    *(cell.scales[t].eq(s)
+                      for t, (s, _) in enumerate(side_slices(config, scales, c))),
+                    cell.zero_signs.eq(Cat(*zero_signs)),
+                    cell.sum_clear.eq(trail[timing.zero - 1].clear),
+                    cell.sum_capture.eq(trail[timing.zero].capture),
+                    cell.column_valid.eq(trail[timing.column].codes),
+                    cell.column_first.eq(kinds[timing.column].first_plane),
+                    cell.bias.eq(self.i.biases[c]),
+                    cell.address.eq(address),
+                    cell.overwrite.eq(kinds[timing.column].first),
+                    cell.high.eq(kinds[timing.column + 1].high),
+                    cell.write.eq(trail[timing.result].column),
+                    cell.write_address.eq(write_address),
+                    self.results[c][i].eq(cell.result),
+                ]
+        before = trail[timing.result - 1]
+        m.d.comb += [
+            self.result_valid.eq(delay(m, before.column & kinds[timing.result - 1].last, 1,
+                                       name="result_valid", resettable=True)),
+            self.result_last.eq(trail[timing.result].end),
+        ]
+        return m
