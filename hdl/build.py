@@ -107,7 +107,7 @@ def _elaborate_here():
             "script_after_synth": "splitnets\nsynth_ecp5 -top top -run map_luts:",
             "add_preferences": board.constraints_text,
             "nextpnr_opts": f"--seed {request['seed']} --freq {config.clock_hz / 1e6:g} "
-                            "--placer-heap-timingweight 40 --router router2 "
+                            "--placer-heap-timingweight 40 --router router1 "
                             "--timing-allow-fail --report timing.json"}
     else:
         platform.add_file(board.constraints, board.constraints_text)
