@@ -15,7 +15,7 @@ __all__ = ["Bridge"]
 class Bridge(wiring.Component):
     """Serves the link's bus: one request, one response.
 
-    Registers answer in two cycles.  Memory shares the port with the engine, the engine first.  A
+    Registers answer in three cycles.  Memory shares the port with the engine, the engine first.  A
     read, and a write of a register while no program runs (it may start one), wait until the memory
     is idle.
 
@@ -72,14 +72,17 @@ class Bridge(wiring.Component):
         space = address[62:]
 
         # Addresses: the top bits choose the space, the bits between must be zero.
+        # Looked at for a cycle before the request is taken.
         legal = Signal()
+        seen = Signal()
+        m.d.sync += seen.eq(self.i.valid & ~self.i.ready)
         limit = self.config.memory_beats
         with m.Switch(space):
             with m.Case(Space.MEMORY):
-                m.d.comb += legal.eq(address[beat_bits:62] < limit)
+                m.d.sync += legal.eq(address[beat_bits:62] < limit)
             with m.Case(Space.SIDEBAND):
                 word = address[2:stride_bits] if stride_bits > 2 else Const(0, 1)
-                m.d.comb += legal.eq((address[stride_bits:62] < limit)
+                m.d.sync += legal.eq((address[stride_bits:62] < limit)
                                      & (word < side_words(engine)))
 
         state, registers = self._registers()
@@ -179,18 +182,17 @@ class Bridge(wiring.Component):
                     m.d.sync += [turning.eq(0), self.o.valid.eq(1)]
         with m.If(self.start | self.reset):
             m.d.sync += at_front.eq(0)
+        # A word of the beat, then the answer: the multiplexer is as wide as the chip.
+        picked, side_picked = Signal(32), Signal(32)
+        arrived = Signal()
+        words = Array(response.p.data[32 * i:32 * i + 32] for i in range(engine.beat_bytes // 4))
+        sides = Array(response.p.side[32 * i:32 * i + 32] for i in range(side_words(engine)))
+        m.d.sync += [picked.eq(words[word_offset]), side_picked.eq(sides[side_offset]),
+                     arrived.eq(response.valid & (response.p.tag.client == Client.LINK))]
         with m.If(reading):
-            with m.If(response.valid & (response.p.tag.client == Client.LINK)):
-                words = Array(response.p.data[32 * i:32 * i + 32]
-                              for i in range(engine.beat_bytes // 4))
-                sides = Array(response.p.side[32 * i:32 * i + 32]
-                              for i in range(side_words(engine)))
-                with m.If(from_side):
-                    m.d.sync += answer(sides[side_offset])
-                with m.Else():
-                    m.d.sync += answer(words[word_offset])
-                m.d.sync += reading.eq(0)
-        with m.Elif(self.i.valid & ~busy):
+            with m.If(arrived):
+                m.d.sync += [*answer(Mux(from_side, side_picked, picked)), reading.eq(0)]
+        with m.Elif(seen & ~busy):
             with m.If(space == Space.REGISTERS):
                 m.d.comb += self.i.ready.eq(1)
                 m.d.sync += answer(0, BusStatus.BAD_ADDRESS)

@@ -5,6 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hdl.beat import Flow, write_request
+from hdl.config import CHAINED_CELLS
 from hdl.control import fields_of
 from hdl.epilogue import Epilogue
 from hdl.isa import Opcode
@@ -17,6 +18,11 @@ __all__ = ["Store", "spacing"]
 def spacing(config):
     """Cycles between column steps that the store stage needs in the last K tile: (raw, int8)."""
     return config.store_beats, config.cells if config.epilogue else 1
+
+
+def _choosing(config):
+    """Cycles for the choice of a cell's result: one where the multiplexer is large."""
+    return int(config.cells > CHAINED_CELLS)
 
 
 class Store(wiring.Component):
@@ -138,8 +144,8 @@ class Store(wiring.Component):
             m.d.sync += place.eq(place << step)
 
         # The last column step has left when it would have come through the epilogue.
-        over = delay(m, going & group_last & final, Epilogue.LATENCY + 1, name="over",
-                     resettable=True)
+        over = delay(m, going & group_last & final, _choosing(config) + Epilogue.LATENCY + 1,
+                     name="over", resettable=True)
         with m.If(over):
             m.d.sync += active.eq(0)
         return m
@@ -159,11 +165,16 @@ class Store(wiring.Component):
                            for i, p in enumerate(parameters))
         with m.If(self.result_valid):
             m.d.sync += [parameters[0].eq(self.multipliers), parameters[1].eq(self.shifts)]
+        wait = _choosing(config)
         m.d.comb += [
-            epilogue.i.valid.eq(going & self.int8), epilogue.relu.eq(relu),
-            epilogue.i.payload.value.eq(held[index]),
-            epilogue.i.payload.multiplier.eq(parameters[0][column]),
-            epilogue.i.payload.shift.eq(parameters[1][column])]
+            epilogue.i.valid.eq(delay(m, going & self.int8, wait, name="chosen_valid",
+                                      resettable=True)),
+            epilogue.relu.eq(relu),
+            epilogue.i.payload.value.eq(delay(m, held[index], wait, name="chosen")),
+            epilogue.i.payload.multiplier.eq(delay(m, parameters[0][column], wait,
+                                                   name="chosen_multiplier")),
+            epilogue.i.payload.shift.eq(delay(m, parameters[1][column], wait,
+                                              name="chosen_shift"))]
         byte, valid = epilogue.o.payload, epilogue.o.valid
 
         cell = Signal(range(cells)) if cells > 1 else Const(0, 1)
