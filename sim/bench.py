@@ -148,24 +148,26 @@ def _measure(url, M, N, K, bits, progress):
 
 
 def _largest():
-    """URL options of the largest engine that a board has: the max size of the ULX3S."""
+    """Rows and URL options of the largest engine of a board: the max size of the ULX3S."""
     from boards import ULX3S
     from sim.device import DEFAULT_ENGINE
 
     engine = ULX3S.sizes["max"].engine.as_dict()
     default = EngineConfig(**DEFAULT_ENGINE).as_dict()
-    return "&".join(f"{name}={int(value)}" for name, value in engine.items()
-                    if value != default[name] and name not in ("family", "format"))
+    return engine["rows"], "&".join(
+        f"{name}={int(value)}" for name, value in engine.items()
+        if value != default[name] and name not in ("family", "format"))
 
 
 def utilization_rows(progress):
     """Useful MACs over peak MACs from ideal memory, W2A8, g = 128."""
+    rows_of_largest, largest = _largest()
     cases = [(1, 4096, 4096, "", 0.98), (1, 1024, 1024, "", 0.95), (8, 512, 512, "", 0.95),
-             (8, 512, 512, "rows=8&builders=8", 0.85), (16, 4096, 4096, "max", None),
-             (16, 1024, 1024, "max", None)]
+             (8, 512, 512, "rows=8&builders=8", 0.85),
+             (rows_of_largest, 4096, 4096, "max", None), (rows_of_largest, 1024, 1024, "max", None)]
     rows = []
     for M, N, K, engine, limit in cases:
-        options = _largest() if engine == "max" else engine
+        options = largest if engine == "max" else engine
         stats = _measure(f"sim:?{options}" if options else "sim:", M, N, K, 2, progress)
         rows.append({"M": M, "N": N, "K": K, "engine": engine or "default",
                      "cycles": stats["cycles"], "utilization": round(stats["utilization"], 4),
