@@ -21,7 +21,7 @@ ULX3S = Board(
                                 n_tile=64, activation_bytes=1024),
             memory_bytes=16 * 1024),
         "default": Size(engine=EngineConfig(family="ecp5", lanes=64, rows=2),
-                        memory_bytes=128 * 1024, clock_hz=100_000_000),
+                        memory_bytes=128 * 1024, clock_hz=125_000_000),
         "max": Size(
             engine=EngineConfig(family="ecp5", lanes=128, rows=8, scale_points=4, builders=2,
                                 block_ram_blocks=2, activation_bits=8, n_tile=1024,
