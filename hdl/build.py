@@ -363,8 +363,8 @@ def _parser(boards):
                     "Vivado project elsewhere.")
     parser.add_argument("--board", required=True, choices=list(boards.BOARDS), help="what for")
     parser.add_argument("--size", default="default", choices=_SIZES,
-                        help="tiny builds in a minute, max is the largest that fits and meets "
-                             "timing (default: %(default)s)")
+                        help="tiny builds in a minute; max, the largest that was routed and "
+                             "meets timing, in most of an hour (default: %(default)s)")
     parser.add_argument("--format", choices=FORMATS, help="weight format (default: bitserial)")
     parser.add_argument("--lanes", type=int, help="instead of the size's: 16, 32, 64, 128, 256")
     parser.add_argument("--rows", type=int, help="tokens that share the codes: 1, 2, 4, 8, 16")

@@ -159,7 +159,7 @@ class EngineConfig:
 
     @property
     def row_groups(self):
-        """Rows that share registers, as ranges: about four cells to each."""
+        """Rows that share registers, as ranges: CHAINED_CELLS cells, or one row of more columns."""
         most = max(1, CHAINED_CELLS // self.columns)
         return [range(self.rows)[r:r + most] for r in range(0, self.rows, most)]
 

@@ -2,7 +2,7 @@
 
 Rows share codes and control.  Those of one :class:`Rows` share registers too; a larger array is a
 chain of them, each handing on what it was given a cycle later, so that no wire spans the chip.
-Builders and gathers of a link are late by the same, so nothing else knows.
+In each, building is as late as gathering, so nothing else knows.
 """
 
 from amaranth.hdl import Cat, Module, Signal, signed
@@ -20,11 +20,13 @@ __all__ = ["Rows", "array_input"]
 
 
 def array_input(config):
-    """What the array is given in a cycle: the stream register, and what Prepare and biases need.
+    """What the array is given in a cycle.
 
-    ``beat`` (with ``gather`` or ``load``) is the stream register; a LOAD's beat goes to the buffers
-    that ``places`` names, at ``slot``.  ``walk`` is a step of a table's building.  The biases are
-    those of the column at cycle ``column`` of :class:`~hdl.cell.Timing`.
+    ``codes``, ``side`` and ``flags`` are the stream register, a beat for the array if ``gather`` is
+    set; a beat of LOAD is in ``codes`` too, for ``slot`` of the buffers that ``places`` names
+    (one-hot; zero: none).  ``walk`` is a step of building tables (:func:`hdl.prepare.walk`),
+    ``biases`` what is added to the first plane of the column that is at cycle ``column`` of
+    :class:`~hdl.cell.Timing`.
     """
     return data.StructLayout({
         "codes": config.code_bits, "side": config.side_bits, "flags": Flags, "gather": 1,
@@ -49,8 +51,10 @@ class Rows(wiring.Component):
     i : In(array_input)
     o : Out(array_input)
         The same a cycle later, for the next rows.
-    results : Out(per column and row an accumulator), result_valid, result_last : Out(1)
-        At cycle ``result``; of a tile's last column step.
+    results : Out(per column and row signed(accumulator_bits))
+        At cycle ``result`` of :class:`~hdl.cell.Timing`, counted from `i`.
+    result_valid, result_last : Out(1)
+        They are of the last K tile; of its last column step.
     """
 
     def __init__(self, config, rows):
@@ -67,10 +71,9 @@ class Rows(wiring.Component):
         m = Module()
         config = self.config
         timing = Timing(config)
-        strobes = ("gather", "places")
         m.d.comb += self.o.eq(delay(m, self.i, 1, name="handed_on"))
         m.d.comb += [self.o[name].eq(delay(m, self.i[name], 1, name=name, resettable=True))
-                     for name in strobes]
+                     for name in ("gather", "places")]
 
         # Building: a byte per builder and row, sums of them into the tables.
         step = self.i.walk.step

@@ -20,7 +20,7 @@ def spacing(config):
     return config.store_beats, config.cells if config.epilogue else 1
 
 
-def _choosing(config):
+def _choice_latency(config):
     """Cycles for the choice of a cell's result: one where the multiplexer is large."""
     return int(config.cells > CHAINED_CELLS)
 
@@ -144,7 +144,7 @@ class Store(wiring.Component):
             m.d.sync += place.eq(place << step)
 
         # The last column step has left when it would have come through the epilogue.
-        over = delay(m, going & group_last & final, _choosing(config) + Epilogue.LATENCY + 1,
+        over = delay(m, going & group_last & final, _choice_latency(config) + Epilogue.LATENCY + 1,
                      name="over", resettable=True)
         with m.If(over):
             m.d.sync += active.eq(0)
@@ -165,7 +165,7 @@ class Store(wiring.Component):
                            for i, p in enumerate(parameters))
         with m.If(self.result_valid):
             m.d.sync += [parameters[0].eq(self.multipliers), parameters[1].eq(self.shifts)]
-        wait = _choosing(config)
+        wait = _choice_latency(config)
         m.d.comb += [
             epilogue.i.valid.eq(delay(m, going & self.int8, wait, name="chosen_valid",
                                       resettable=True)),

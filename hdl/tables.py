@@ -1,4 +1,4 @@
-"""The tables of one output column: a RAM per lane that holds the chunk's entries of every row.
+"""The tables of one output column: a RAM per lane that holds the chunk's entries of some rows.
 
 Rows share the codes, and so address and write enable of their tables: one RAM as wide as all rows'
 entries serves them, without the bits that four-bit RAM cells would waste in each.
