@@ -13,18 +13,18 @@ import tempfile
 import time
 from contextlib import nullcontext
 from importlib.metadata import version
-from math import ceil
+from inspect import getsource
 from pathlib import Path
 
 from hdl import commandline
 from hdl.config import FORMATS, DeviceConfig, EngineConfig
 from hdl.errors import ArgumentError, BuildError
-from hdl.layout import PARAMETER_BITS
+from hdl.estimate import estimate
 from hdl.protocol import BAUDS
 from hdl.registers import REGISTERS
 from hdl.synthesis import cache_root, detach_carries, run, tool, tool_version
 
-__all__ = ["build", "elaborate", "estimate", "main"]
+__all__ = ["build", "elaborate", "main"]
 
 _EXAMPLES = """\
 examples:
@@ -108,6 +108,8 @@ def _elaborate_here():
             "add_preferences": board.constraints_text,
             "nextpnr_opts": f"--seed {request['seed']} --freq {config.clock_hz / 1e6:g} "
                             "--placer-heap-timingweight 40 --router router1 "
+                            # On a full chip the few registers of the PLL's clock need many.
+                            "--placer-heap-cell-placement-timeout 0 "
                             "--timing-allow-fail --report timing.json"}
     else:
         platform.add_file(board.constraints, board.constraints_text)
@@ -258,8 +260,9 @@ def build(board, config, *, seed=1, out=None, allow_timing_fail=False, steps=Non
         files = elaborate(board, config, seed=seed)
     tools = _tools(board)
     digest = _digest(files, tools)
-    # Another version of this file may report otherwise.
-    home = cache_root() / "build" / f"{board.name}-{_digest(digest, Path(__file__).read_text())}"
+    # Another version of what follows may build or report otherwise.
+    flow = (describe, detach_carries, _ecp5, _xilinx7, _vivado_reports)
+    home = cache_root() / "build" / f"{board.name}-{_digest(digest, *map(getsource, flow))}"
     if not (home / "report.json").exists():
         home.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home.parent, ignore_cleanup_errors=True) as work:
@@ -311,43 +314,6 @@ def _deliver(source, out, but=()):
     for path in Path(source).iterdir():
         if path.is_file() and path.name not in but:
             shutil.copy2(path, out / path.name)
-
-
-def estimate(config):
-    """Resources of a device before it is built, within a third.
-
-    Parts by their structure, the rest as it was in built devices.
-
-    Returns
-    -------
-    dict of str to int
-        ``comb`` (look-up tables), ``ff``, ``bram`` (blocks of 18 kbit, of 36 on 7-series), ``dsp``.
-    """
-    from hdl.parts.ram import block_rams as blocks
-
-    e = config.engine
-    lut_lanes = 8 * (e.blocks - e.block_ram_blocks)
-    block_lanes = 4 * e.block_ram_blocks
-    leaves = lut_lanes + block_lanes
-    # A four-bit LUT RAM takes four cells and blocks two; a tree has an adder of 13 cells per leaf.
-    groups = [len(rows) for rows in e.row_groups]
-    tables = 6 * lut_lanes * sum(ceil(rows * e.entry_bits(4) / 4) for rows in groups)
-    queue = 6 * ceil((e.code_bits + e.side_bits) / 4)
-    sums = (14 * leaves + 18 * e.scale_points + 36 * (e.scale_points - 1)
-            + e.column_bits + e.accumulator_bits)
-    side = [min(32, e.side_bits - i) for i in range(0, e.side_bits, 32)]
-    brams = (4 + e.code_bits // 32 * blocks(32, config.memory_beats)
-             + sum(blocks(width, config.memory_beats) for width in side)
-             + e.cells * blocks(e.accumulator_bits, e.n_tile)
-             + e.columns * block_lanes * sum(blocks(rows * e.entry_bits(8), 256) for rows in groups)
-             + e.rows * e.builders * max(1, e.activation_depth // 512)
-             + e.epilogue * e.columns * blocks(PARAMETER_BITS, 64))
-    return {
-        "comb": (1900 + 800 * e.epilogue + queue + e.columns * tables + e.cells * (sums + 100)
-                 + e.rows * e.builders * 21),
-        "ff": 3400 + e.cells * (25 * leaves + 350) + 2 * e.code_bits * (len(groups) - 1),
-        "bram": ceil(brams / 2) if e.family == "xilinx7" else brams,
-        "dsp": e.cells * e.scale_points * (1 if e.group_bits <= 18 else 2) + e.epilogue}
 
 
 # Command line

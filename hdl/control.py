@@ -235,9 +235,13 @@ class Control(wiring.Component):
                              | self.o_request.valid)
         m.d.comb += hung.eq(count_down(m, 7, load=moves, value=QUIET_CYCLES, step=~moves & ~hung,
                                        family=self.config.family, name="quiet_for"))
-        with m.If(hung & ~moves & self.running):
+        # Errors act a cycle later: what they depend on lies across the chip.
+        stuck = Signal()
+        fault = Signal()
+        m.d.sync += [stuck.eq(hung & ~moves), fault.eq(self.memory_fault)]
+        with m.If(stuck & self.running):
             m.d.sync += fail(Error.DEADLOCK)
-        with m.If(self.running & self.memory_fault):
+        with m.If(fault & self.running):
             m.d.sync += fail(Error.BAD_ADDRESS)
 
         with m.If(starts):

@@ -11,7 +11,7 @@ use and one that is being filled.  ``swap`` exchanges them.
 ============= ======================================= ======================= =================
 array         weight times activation                 K tile is held in       code bits per MAC
 ============= ======================================= ======================= =================
-TableArray    read of a table of four activations     LUT RAM, two banks      1, plane by plane
+TableArray    read of a table of 4 or 8 activations   RAM, two banks          1, plane by plane
 AdderArray    inversion in the first adder            registers, twice        1, plane by plane
 MacArray      one LUT4 per bit and radix-4 digit      registers, twice        all at once
 ============= ======================================= ======================= =================
@@ -26,7 +26,10 @@ from amaranth.lib.wiring import In, Out
 
 from hdl.builder import SignedSumBuilder
 from hdl.config import EngineConfig, bits_for
+from hdl.errors import ConfigError
+from hdl.layout import lane_positions
 from hdl.parts import TableRAM, add, add_select, delay
+from hdl.tables import Tables
 from hdl.tree import Tree, tree_levels
 
 __all__ = ["ACCUMULATOR_BITS", "AdderArray", "MacArray", "TableArray"]
@@ -94,18 +97,20 @@ class _Array(wiring.Component):
 
 
 class TableArray(_Array):
-    """Tables of four activations each: a code is a sign and an index of a signed sum.
+    """The engine's tables: a code is a sign and an index of a signed sum.
 
-    ``result`` changes ``2 + tree_levels(lanes) + 1`` cycles after a column's last plane.
+    ``result`` changes ``latency`` cycles after a column's last plane.
 
     Parameters
     ----------
     lanes : int
-        Tables; ``4 * lanes`` one-bit weights per beat.
+        Of four weights; ``4 * lanes`` one-bit weights per beat.
     planes : int
         Most planes of a weight.
     builders : int
         Lanes that are written together, a *group*.
+    block_ram_blocks : int
+        Blocks of 32 weights whose tables are in block RAM, with chunks of eight.
     build : bool
         Whether the builders are part of the array; otherwise it takes finished entries.
     narrow : bool
@@ -113,18 +118,19 @@ class TableArray(_Array):
         by an even amount, so bit 0 of all signed sums of a chunk is the same; and by twice an odd
         number exactly if the number is odd, so bit 1 is an exclusive or of index bits that are
         masked with the activations' low bits.  Eight bits are left, two DPR16X4 instead of three.
+        Not with block RAM, whose words are wide enough.
     family : str
 
     Members
     -------
     codes : In(4 * lanes)
-        Lane i: sign at bit 4 i, index above it; an index bit j - 1 negates activation j against
-        activation 0.
-    group : In(lanes / builders)
+        Chunk after chunk: sign first, index above it; an index bit j - 1 negates activation j
+        against activation 0.
+    group : In(lane groups)
         One bit per group: write its lanes.  All entries of a group must be written between two
         swaps, in the order of :func:`hdl.builder.step_program` if `narrow`.
-    entry : In(3)
-    entries : In(array of signed(10))
+    entry : In
+    entries : In(array of signed)
         One per builder; without `build`.
     odd : In(builders)
         Bit 0 of the activation that entered each builder's sum with this entry; without `build`.
@@ -132,59 +138,77 @@ class TableArray(_Array):
         Of :class:`hdl.builder.SignedSumBuilder`, its latency before their entry; with `build`.
     """
 
-    def __init__(self, lanes, planes, *, builders=2, build=False, narrow=False,
-                 family="portable"):
-        self.lanes = lanes
+    def __init__(self, lanes, planes, *, builders=2, block_ram_blocks=0, build=False,
+                 narrow=False, family="portable"):
+        if narrow and block_ram_blocks:
+            raise ConfigError("narrow tables must be in LUT RAM: block_ram_blocks must be 0, not "
+                              f"{block_ram_blocks}")
+        self.config = config = EngineConfig(
+            family=family, lanes=lanes, builders=builders, block_ram_blocks=block_ram_blocks,
+            activation_bits=8, scale_points=1)
         self.planes = planes
-        self.builders = builders
         self.build = build
         self.narrow = narrow
-        self.entry_bits = bits_for(CHUNK * OPERAND)
-        fill = {"group": In(lanes // builders), "entry": In(CHUNK - 1)}
+        self.tables = Tables(config, 1) if not narrow else None
+        self.positions = lane_positions(config)
+        self.chunks = [len(positions) for positions in self.positions]
+        self.latency = (self.tables.latency if self.tables else 1) \
+            + tree_levels(len(self.chunks)) + 2
+        most = max(self.chunks)
+        fill = {"group": In(len(config.lane_groups)), "entry": In(most - 1)}
         if build:
             fill |= {"word": In(8 * builders), "clear": In(1), "double": In(1), "negate": In(1)}
         else:
-            fill |= {"entries": In(data.ArrayLayout(signed(self.entry_bits), builders)),
+            fill |= {"entries": In(data.ArrayLayout(signed(config.entry_bits(most)), builders)),
                      "odd": In(builders)}
-        super().__init__(CHUNK * lanes, fill, family)
+        super().__init__(config.tile_k, fill, family)
 
     def elaborate(self, platform):
         m = Module()
+        builders = self.config.builders
         if self.build:
-            m.submodules.builder = builder = SignedSumBuilder(EngineConfig(
-                family=self.family, lanes=self.lanes, builders=self.builders, activation_bits=8,
-                scale_points=1))
+            m.submodules.builder = builder = SignedSumBuilder(self.config)
             m.d.comb += [builder.word.eq(self.word), builder.restart.eq(self.clear),
                          builder.double.eq(self.double), builder.negate.eq(self.negate)]
             entries = builder.entries
-            odd = delay(m, Cat(self.word[8 * b] for b in range(self.builders)), builder.LATENCY)
+            odd = delay(m, Cat(self.word[8 * b] for b in range(builders)), builder.LATENCY)
         else:
             entries, odd = self.entries, self.odd
 
         bank = Signal()
         with m.If(self.swap):
             m.d.sync += bank.eq(~bank)
-        low = 2 if self.narrow else 0
-        bound = CHUNK * OPERAND
-        m.submodules.tree = tree = Tree([bound] * self.lanes, self.family)
-        for i in range(self.lanes):
-            group, builder = divmod(i, self.builders)
+        bounds = [v * OPERAND for v in self.chunks]
+        m.submodules.tree = tree = Tree(bounds, self.family)
+        tables = self.tables
+        if tables is None:
+            self.narrow_tables(m, tree, entries, odd, bank)
+        else:
+            m.submodules.tables = tables
+            m.d.comb += [
+                tables.codes.eq(self.codes), tables.bank.eq(bank), tables.entries[0].eq(entries),
+                tables.group.eq(self.group), tables.entry.eq(self.entry),
+                tables.write_bank.eq(~bank), tree.signs.eq(tables.signs),
+                *(tree.entries[i].eq(v) for i, v in enumerate(tables.values[0]))]
+        self.shift_planes(m, tree.total, tree.pending, sum(bounds), self.latency - 2)
+        return m
+
+    def narrow_tables(self, m, tree, entries, odd, bank):
+        """The tree's entries from tables without their two low bits."""
+        for i, positions in enumerate(self.positions):
+            group, builder = divmod(i, self.config.builders)
             write = self.group[group]
             entry = entries[builder].as_unsigned()
-            sign, index = self.codes[CHUNK * i], self.codes[CHUNK * i + 1:CHUNK * (i + 1)]
-            table = TableRAM(self.entry_bits - low, 2**CHUNK, family=self.family)
+            code = self.codes[positions[0]:positions[0] + CHUNK]
+            sign, index = code[0], code[1:]
+            table = TableRAM(self.config.entry_bits(CHUNK) - 2, 2**CHUNK, family=self.family)
             m.submodules[f"table_{i}"] = table
             m.d.comb += [
                 table.write_address.eq(Cat(self.entry, ~bank)), table.write_enable.eq(write),
-                table.write_data.eq(entry[low:]), table.read_address.eq(Cat(index, bank))]
-            value = table.read_data
-            if self.narrow:
-                value = Cat(self.low_bits(m, index, entry[:2], odd[builder], write), value)
-            m.d.comb += [tree.entries[i].eq(value.as_signed()),
+                table.write_data.eq(entry[2:]), table.read_address.eq(Cat(index, bank))]
+            low = self.low_bits(m, index, entry[:2], odd[builder], write)
+            m.d.comb += [tree.entries[i].eq(Cat(low, table.read_data).as_signed()),
                          tree.signs[i].eq(delay(m, sign, table.latency, name=f"sign_{i}"))]
-        self.shift_planes(m, tree.total, tree.pending, self.lanes * bound,
-                          1 + tree_levels(self.lanes))
-        return m
 
     def low_bits(self, m, index, entry, odd, write):
         """Bits 0 and 1 of a lane's entry, from registers; as late as a table's read.

@@ -72,9 +72,10 @@ def core_rows(progress):
 _ARRAY_LIMIT = 1.4
 
 
-def _why_not(area, lanes, bits, narrow=False, build=False):
+def _why_not(area, lanes, bits, narrow=False, build=False, block_ram_blocks=0):
     """Why a table array misses the limit."""
-    reasons = [f"LUT RAM is {6 * lanes * (2 if narrow else 3)} of {area['comb']} COMB"]
+    lut_ram = 6 * (lanes - 8 * block_ram_blocks) * (2 if narrow else 3)
+    reasons = [f"LUT RAM is {lut_ram} of {area['comb']} COMB"]
     if bits > 1:
         reasons.append("MACs have half as many leaves (radix-4 digits)")
     if build:
@@ -88,8 +89,10 @@ def arrays_rows(progress):
 
     lanes, planes = 64, 4     # one bit-serial array runs weights of 1 to 4 bits
     positions = 4 * lanes     # one-bit MACs per cycle, of all arrays
-    tables = {
+    tables: dict[str, dict[str, Any]] = {
+        "tables, 2 of 8 blocks in block RAM": {"block_ram_blocks": 2},
         "tables": {}, "tables, 8 of 10 bits": {"narrow": True},
+        "tables, 2 of 8 blocks in block RAM, 2 builders": {"block_ram_blocks": 2, "build": True},
         "tables, 2 builders": {"build": True},
         "tables, 8 of 10 bits, 2 builders": {"narrow": True, "build": True},
     }

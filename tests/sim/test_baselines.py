@@ -15,7 +15,6 @@ from hdl.tree import tree_levels
 from sim.baselines import AdderArray, MacArray, TableArray
 
 SEED = int(os.environ.get("LUTRA_SEED", "1"))
-STEPS = step_program(4)
 LATENCY = 24    # more than any array here takes
 
 
@@ -39,11 +38,13 @@ def adder_code(signs):
     return pack(signs < 0)
 
 
-def table_code(signs):
-    """Per chunk of four: the sign of the first, then who differs from it."""
-    chunks = signs.reshape(-1, 4)
-    bits = np.concatenate([chunks[:, :1] < 0, chunks[:, 1:] != chunks[:, :1]], axis=1)
-    return pack(bits.ravel())
+def table_code(signs, chunks):
+    """Per chunk: the sign of its first, then who differs from it."""
+    bits = []
+    for v, end in zip(chunks, np.cumsum(chunks)):
+        chunk = signs[end - v:end]
+        bits += [chunk[0] < 0, *(chunk[1:] != chunk[0])]
+    return pack(bits)
 
 
 def mac_levels(bits):
@@ -58,30 +59,35 @@ def mac_code(weights, bits):
     return pack(np.stack([d >> i & 1 for d in digits for i in (0, 1)], axis=1).ravel())
 
 
+def steps_of(array, tile):
+    """What is written into a tile's tables, in order: (group, step, activations of its lanes)."""
+    starts = np.cumsum([0, *array.chunks])
+    builders = array.config.builders
+    for g, v in enumerate(array.config.lane_groups):
+        lanes = starts[g * builders:(g + 1) * builders]
+        for step in step_program(v):
+            yield g, step, tile[lanes + step.position]
+
+
 def tables_fill(array, tile):
     """Cycles of inputs that fill a bank of a :class:`TableArray` that takes entries."""
-    for g in range(array.lanes // array.builders):
-        chunks = tile.reshape(-1, array.builders, 4)[g]
-        total = 0
-        for s in STEPS:
-            a = chunks[:, s.position]
-            total = (0 if s.restart else total) + (-a if s.negate else a) * (1 + s.double)
-            yield {"group": 1 << g, "entry": s.entry, "entries": total.tolist(),
-                   "odd": pack(a & 1)}
+    total = 0
+    for g, s, a in steps_of(array, tile):
+        total = (0 if s.restart else total) + (-a if s.negate else a) * (1 + s.double)
+        yield {"group": 1 << g, "entry": s.entry, "entries": total.tolist(), "odd": pack(a & 1)}
 
 
 def builders_fill(array, tile):
     """The same for one with builders; entries come a latency after their word."""
-    steps = [(g, s) for g in range(array.lanes // array.builders) for s in STEPS]
+    steps = list(steps_of(array, tile))
     for cycle in range(len(steps) + SignedSumBuilder.LATENCY):
         inputs = {"group": 0}
         if cycle < len(steps):
-            g, s = steps[cycle]
-            a = tile.reshape(-1, array.builders, 4)[g][:, s.position]
+            _, s, a = steps[cycle]
             inputs |= {"word": int.from_bytes(a.astype(np.int8).tobytes(), "little"),
                        "clear": s.restart, "double": s.double, "negate": s.negate}
         if cycle >= SignedSumBuilder.LATENCY:
-            g, s = steps[cycle - SignedSumBuilder.LATENCY]
+            g, s, _ = steps[cycle - SignedSumBuilder.LATENCY]
             inputs |= {"group": 1 << g, "entry": s.entry}
         yield inputs
 
@@ -159,28 +165,34 @@ def sums(tiles, weights):
 
 
 ARRAYS = {
-    "tables": (lambda p: TableArray(8, p), tables_fill, table_code, 1),
-    "narrow tables": (lambda p: TableArray(8, p, narrow=True), tables_fill, table_code, 1),
-    "tables, builders": (lambda p: TableArray(32, p, build=True), builders_fill, table_code, 1),
+    "tables": (lambda p: TableArray(32, p), tables_fill),
+    "narrow tables": (lambda p: TableArray(32, p, narrow=True), tables_fill),
+    "mixed tables": (lambda p: TableArray(32, p, block_ram_blocks=1), tables_fill),
+    "block RAM": (lambda p: TableArray(32, p, block_ram_blocks=4), tables_fill),
+    "tables, builders": (lambda p: TableArray(32, p, build=True), builders_fill),
     "narrow tables, builders": (lambda p: TableArray(32, p, build=True, narrow=True),
-                                builders_fill, table_code, 1),
-    "adders": (lambda p: AdderArray(32, p), registers_fill, adder_code, 0),
-    "adders, odd": (lambda p: AdderArray(20, p), registers_fill, adder_code, 0),
+                                builders_fill),
+    "mixed tables, builders": (lambda p: TableArray(32, p, build=True, block_ram_blocks=1),
+                               builders_fill),
+    "adders": (lambda p: AdderArray(32, p), registers_fill),
+    "adders, odd": (lambda p: AdderArray(20, p), registers_fill),
 }
 
 
 @pytest.mark.parametrize("planes", [1, 2, 4])
 @pytest.mark.parametrize("name", ARRAYS)
 def test_bit_serial(name, planes):
-    make, fill, code, table_latency = ARRAYS[name]
+    make, fill = ARRAYS[name]
     array = make(planes)
     K = len(array.codes)
     rng = np.random.default_rng([SEED, planes])
     tiles, weights = cases(rng, bitserial_levels(planes), K, 12)
+    if isinstance(array, TableArray):
+        code, latency = lambda signs: table_code(signs, array.chunks), array.latency
+    else:
+        code, latency = adder_code, tree_levels(K) + 2
     beats = [[[code(p) for p in column] for column in planes_of(w, planes)] for w in weights]
-    leaves = array.lanes if isinstance(array, TableArray) else K
-    run(array, fill, beats, tiles, sums(tiles, weights),
-        latency=table_latency + tree_levels(leaves) + 2)
+    run(array, fill, beats, tiles, sums(tiles, weights), latency=latency)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -205,15 +217,21 @@ def chain_cells(leaves, bound):
 
 
 ACCUMULATOR = 17
-SHIFT = (bits_for(32 * 127 * 15) + 2) // 2
+def shift_cells(positions):
+    return (bits_for(positions * 127 * 15) + 2) // 2
+
+
 CELLS = {
-    "tables": (lambda: TableArray(8, 4, family="ecp5"), {
-        "CCU2C": chain_cells(8, 508) + SHIFT + ACCUMULATOR, "TRELLIS_DPR16X4": 24}),
-    "narrow tables": (lambda: TableArray(8, 4, narrow=True, family="ecp5"), {
-        "CCU2C": chain_cells(8, 508) + SHIFT + ACCUMULATOR, "TRELLIS_DPR16X4": 16,
-        "LUT4": 8 * 2}),
+    "tables": (lambda: TableArray(32, 4, family="ecp5"), {
+        "CCU2C": chain_cells(32, 508) + shift_cells(128) + ACCUMULATOR,
+        "TRELLIS_DPR16X4": 96}),
+    "narrow tables": (lambda: TableArray(32, 4, narrow=True, family="ecp5"), {
+        "CCU2C": chain_cells(32, 508) + shift_cells(128) + ACCUMULATOR,
+        "TRELLIS_DPR16X4": 64, "LUT4": 32 * 2}),
+    "block RAM": (lambda: TableArray(32, 4, block_ram_blocks=4, family="ecp5"), {
+        "CCU2C": chain_cells(16, 1016) + shift_cells(128) + ACCUMULATOR, "DP16KD": 16}),
     "adders": (lambda: AdderArray(32, 4, family="ecp5"), {
-        "CCU2C": chain_cells(32, 127) + SHIFT + ACCUMULATOR}),
+        "CCU2C": chain_cells(32, 127) + shift_cells(32) + ACCUMULATOR}),
     "W1": (lambda: MacArray(32, 1, family="ecp5"), {
         "CCU2C": chain_cells(32, 127) + ACCUMULATOR}),
     "W4": (lambda: MacArray(8, 4, family="ecp5"), {
