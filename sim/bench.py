@@ -17,7 +17,7 @@ from hdl.errors import LutraError
 
 __all__ = ["main"]
 
-SECTIONS = ("core", "arrays", "utilization", "bandwidth", "simulator")
+SECTIONS = ("core", "memory", "arrays", "utilization", "bandwidth", "simulator")
 _SEEDS = (1, 2, 3)
 _CORE: dict[str, Any] = dict(family="ecp5", activation_bits=8, n_tile=1024, activation_bytes=8192,
              address_bits=20, builders=2)
@@ -67,6 +67,17 @@ def core_rows(progress):
             and (clock_limit is None or mhz >= clock_limit),
         })
     return rows
+
+
+def memory_rows(progress):
+    """The AXI4 master of an engine of 64 lanes, out of context: median of three seeds."""
+    from hdl.config import DeviceConfig
+    from hdl.memory.axi import AXIMemory
+
+    engine = EngineConfig(**{**_CORE, "lanes": 64})
+    config = DeviceConfig(engine=engine, memory="axi", memory_beats=2**20, axi_bits=128)
+    return [{"memory": "AXI4 master", "lanes": engine.lanes, "axi_bits": config.axi_bits,
+             **_area(AXIMemory(config), "AXI4 master", progress)}]
 
 
 _ARRAY_LIMIT = 1.4
@@ -246,8 +257,9 @@ def main(argv=None):
     parser.add_argument("--only", choices=SECTIONS, action="append", help="measure this section")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
-    measure = {"core": core_rows, "arrays": arrays_rows, "utilization": utilization_rows,
-               "bandwidth": bandwidth_rows, "simulator": simulator_rows}
+    measure = {"core": core_rows, "memory": memory_rows, "arrays": arrays_rows,
+               "utilization": utilization_rows, "bandwidth": bandwidth_rows,
+               "simulator": simulator_rows}
     from rich.console import Console
 
     found = {}
