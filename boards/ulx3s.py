@@ -23,8 +23,8 @@ ULX3S = Board(
         "default": Size(engine=EngineConfig(family="ecp5", lanes=64, rows=2),
                         memory_bytes=128 * 1024, clock_hz=125_000_000),
         "max": Size(
-            engine=EngineConfig(family="ecp5", lanes=128, rows=8, scale_points=4,
-                                block_ram_blocks=2, activation_bits=8, n_tile=512,
-                                activation_bytes=8192),
+            engine=EngineConfig(family="ecp5", lanes=128, rows=8, scale_points=4, builders=2,
+                                block_ram_blocks=2, activation_bits=8, n_tile=1024,
+                                activation_bytes=4096),
             memory_bytes=128 * 1024, clock_hz=80_000_000),
     })

@@ -108,8 +108,6 @@ def _elaborate_here():
             "add_preferences": board.constraints_text,
             "nextpnr_opts": f"--seed {request['seed']} --freq {config.clock_hz / 1e6:g} "
                             "--placer-heap-timingweight 40 --router router1 "
-                            # On a full chip the few registers of the PLL's clock need many.
-                            "--placer-heap-cell-placement-timeout 0 "
                             "--timing-allow-fail --report timing.json"}
     else:
         platform.add_file(board.constraints, board.constraints_text)

@@ -235,13 +235,9 @@ class Control(wiring.Component):
                              | self.o_request.valid)
         m.d.comb += hung.eq(count_down(m, 7, load=moves, value=QUIET_CYCLES, step=~moves & ~hung,
                                        family=self.config.family, name="quiet_for"))
-        # Errors act a cycle later: what they depend on lies across the chip.
-        stuck = Signal()
-        fault = Signal()
-        m.d.sync += [stuck.eq(hung & ~moves), fault.eq(self.memory_fault)]
-        with m.If(stuck & self.running):
+        with m.If(hung & ~moves & self.running):
             m.d.sync += fail(Error.DEADLOCK)
-        with m.If(fault & self.running):
+        with m.If(self.running & self.memory_fault):
             m.d.sync += fail(Error.BAD_ADDRESS)
 
         with m.If(starts):
