@@ -40,7 +40,7 @@ class AXIReader(wiring.Component):
     The data of a request beyond the memory mean nothing and may change while they wait.
 
     Takes one request and one transfer per cycle, one address every other cycle.  Latency beside
-    the memory's: 9 cycles to the address of a full burst, 4 more for an unfinished one, 5 back.
+    the memory's: 9 cycles to the address of a full burst, 4 more for an unfinished one, 6 back.
 
     Parameters
     ----------
@@ -219,21 +219,22 @@ class AXIReader(wiring.Component):
         with m.If(kinds.o.ready):
             m.d.sync += [kind.eq(kinds.o.p), known.eq(kinds.o.valid)]
         m.submodules.sidebands = sidebands = Sidebands(config)
-        m.submodules.beats = beats = Queue(
-            data.StructLayout({"data": engine.code_bits, "side": engine.side_bits}), READ_BEATS,
-            family=engine.family)
-        # A beat reads its sideband in the cycle after that of the last transfer of sidebands.
-        whole = Signal(beats.i.p.shape(), reset_less=True)
-        m.d.sync += [beats.i.valid.eq(got & last & ~kind.side),
-                     whole.data.eq(beat), whole.side.eq(sidebands.side)]
-        m.d.comb += beats.i.payload.eq(whole)
+        # The sideband follows its beat a cycle later: what it takes to choose it is a path of its
+        # own.  So a beat is there whenever its sideband is.
+        m.submodules.beats = beats = Queue(engine.code_bits, READ_BEATS, family=engine.family)
+        m.submodules.sides = sides = Queue(engine.side_bits, READ_BEATS, family=engine.family)
+        whole = Signal(engine.code_bits, reset_less=True)
+        m.d.sync += [beats.i.valid.eq(got & last & ~kind.side), whole.eq(beat),
+                     sides.i.valid.eq(beats.i.valid)]
+        m.d.comb += [beats.i.payload.eq(whole), sides.i.payload.eq(sidebands.side)]
         response, tag = self.response, tags.o.p
         m.d.comb += [
             sidebands.write.eq(got & kind.side), sidebands.data.eq(word),
             sidebands.index.eq(kind.index),
-            response.valid.eq(tags.o.valid & (tag.beyond | beats.o.valid)),
-            response.p.data.eq(beats.o.p.data), response.p.side.eq(beats.o.p.side),
+            response.valid.eq(tags.o.valid & (tag.beyond | sides.o.valid)),
+            response.p.data.eq(beats.o.payload), response.p.side.eq(sides.o.payload),
             Value.cast(response.p.tag).eq(tag.tag),
-            tags.o.ready.eq(response.ready & (tag.beyond | beats.o.valid)),
-            beats.o.ready.eq(response.ready & tags.o.valid & ~tag.beyond),
+            tags.o.ready.eq(response.ready & (tag.beyond | sides.o.valid)),
+            sides.o.ready.eq(response.ready & tags.o.valid & ~tag.beyond),
+            beats.o.ready.eq(sides.o.ready & sides.o.valid),
         ]

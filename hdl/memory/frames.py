@@ -61,7 +61,7 @@ class Sidebands(wiring.Component):
     write : In(1), data : In(axi_bits)
         The next transfer of packed sidebands; the first of a frame follows the last.
     index : In(range(FRAME)), side : Out(side_bits)
-        Sideband of a beat of the frame, in the same cycle.
+        Sideband of a beat of the frame, two cycles later.
     """
 
     def __init__(self, config):
@@ -76,6 +76,7 @@ class Sidebands(wiring.Component):
         count = Signal(range(transfers))
         with m.If(self.write):
             m.d.sync += count.eq(Mux(count == transfers - 1, 0, count + 1))
+        chosen = Signal.like(self.index, reset_less=True)
         first, parts = 0, []
         for i, slot in enumerate(side_slots(engine)):
             bits = min(32, engine.side_bits - 32 * i)
@@ -90,7 +91,9 @@ class Sidebands(wiring.Component):
                 write.data.eq(Cat(self.data[8 * slot * j:][:bits] for j in range(held))),
                 read.addr.eq(self.index[low:]),
             ]
-            parts.append(read.data.word_select(self.index[:low], bits) if low else read.data)
+            row = Signal(len(read.data), name=f"row_{i}", reset_less=True)
+            m.d.sync += row.eq(read.data)
+            parts.append(row.word_select(chosen[:low], bits) if low else row)
             first += rows
-        m.d.comb += self.side.eq(Cat(*parts))
+        m.d.sync += [chosen.eq(self.index), self.side.eq(Cat(*parts))]
         return m
