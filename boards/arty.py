@@ -1,8 +1,10 @@
 """Digilent Arty A7 with an XC7A35T or an XC7A100T: Vivado makes the bitstream."""
 
+from functools import partial
+
 from amaranth_boards.arty_a7 import ArtyA7_35Platform, ArtyA7_100Platform
 
-from boards.board import Board, Size
+from boards.board import Board, Size, psumbook_engine
 from boards.clock import XILINX7, add_xilinx7_clock
 from hdl.config import EngineConfig
 
@@ -11,6 +13,11 @@ __all__ = ["ARTY_A7_35", "ARTY_A7_100"]
 _TINY = Size(
     engine=EngineConfig(family="xilinx7", lanes=32, scale_points=1, builders=2, activation_bits=8,
                         zero_points=False, epilogue=False, n_tile=64, activation_bytes=1024),
+    memory_bytes=16 * 1024)
+_psumbook = partial(psumbook_engine, family="xilinx7")
+_TINY_PSUMBOOK = Size(
+    engine=_psumbook(v=4, lanes=32, b=4, builders=2, block_ram_blocks=0, scale_points=1,
+                     epilogue=False, n_tile=64, activation_bytes=1024),
     memory_bytes=16 * 1024)
 
 
@@ -23,22 +30,32 @@ ARTY_A7_35 = _board(
     name="arty", title="Digilent Arty A7-35T", device="xc7a35ticsg324-1L",
     platform=ArtyA7_35Platform,
     available={"lut": 20800, "ff": 41600, "bram": 50, "dsp": 90},
-    sizes={
+    sizes={"bitserial": {
         "tiny": _TINY,
         "default": Size(engine=EngineConfig(family="xilinx7", lanes=64),
                         memory_bytes=64 * 1024),
         "max": Size(engine=EngineConfig(family="xilinx7", lanes=128, rows=2),
                     memory_bytes=64 * 1024),
-    })
+    }, "psumbook": {
+        "tiny": _TINY_PSUMBOOK,
+        "default": Size(engine=_psumbook(v=8, lanes=32, builders=4, n_tile=2048),
+                        memory_bytes=32 * 1024),
+        "max": Size(engine=_psumbook(v=8, lanes=32, rows=2, builders=4, n_tile=2048),
+                    memory_bytes=32 * 1024),
+    }})
 
 ARTY_A7_100 = _board(
     name="arty-100t", title="Digilent Arty A7-100T", device="xc7a100ticsg324-1L",
     platform=ArtyA7_100Platform,
     available={"lut": 63400, "ff": 126800, "bram": 135, "dsp": 240},
-    sizes={
+    sizes={"bitserial": {
         "tiny": _TINY,
         "default": Size(engine=EngineConfig(family="xilinx7", lanes=64, rows=2),
                         memory_bytes=128 * 1024),
         "max": Size(engine=EngineConfig(family="xilinx7", lanes=256, rows=4),
                     memory_bytes=128 * 1024),
-    })
+    }, "psumbook": {
+        "tiny": _TINY_PSUMBOOK,
+        "default": Size(engine=_psumbook(v=8, lanes=64, builders=4), memory_bytes=64 * 1024),
+        "max": Size(engine=_psumbook(v=8, lanes=64, rows=2, builders=8), memory_bytes=64 * 1024),
+    }})

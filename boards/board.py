@@ -8,10 +8,10 @@ from amaranth.hdl import Elaboratable, Module
 from amaranth.lib import io
 
 from boards.clock import Limits, solve
-from hdl.config import DeviceConfig, EngineConfig
+from hdl.config import BLOCK, DeviceConfig, EngineConfig
 from hdl.top import Top
 
-__all__ = ["Board", "Design", "Size"]
+__all__ = ["Board", "Design", "Size", "psumbook_engine"]
 
 _CONSTRAINTS = Path(__file__).parents[1] / "constraints"
 
@@ -33,6 +33,14 @@ class Size:
     engine: EngineConfig
     memory_bytes: int
     clock_hz: int | None = None
+
+
+def psumbook_engine(*, v, lanes, b=8, **fields):
+    """An engine for codebooks: tables in block RAM, groups of 128 at full rate."""
+    return EngineConfig(**{
+        **dict(format="psumbook", v=v, b=b, lanes=lanes, activation_bits=8, zero_points=False,
+               scale_points=max(1, v * lanes // 128), block_ram_blocks=v * lanes // BLOCK,
+               n_tile=4096, activation_bytes=8192), **fields})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +65,8 @@ class Board:
         File in ``constraints/`` with what the platform does not carry.
     available : mapping of str to int
         Resources of the FPGA: look-up tables (``comb`` or ``lut``), ``ff``, ``bram``, ``dsp``.
-    sizes : mapping of str to Size
-        ``tiny``, ``default`` and ``max``.
+    sizes : mapping of str to mapping of str to Size
+        For every format ``tiny``, ``default`` and ``max``.
     """
 
     name: str
@@ -72,19 +80,20 @@ class Board:
     add_clock: Callable
     constraints: str
     available: Mapping[str, int]
-    sizes: Mapping[str, Size]
+    sizes: Mapping[str, Mapping[str, Size]]
 
     @property
     def constraints_text(self):
         """Content of the constraint file."""
         return (_CONSTRAINTS / self.constraints).read_text()
 
-    def config(self, size="default", *, clock_hz=None, memory_bytes=None, **changes):
+    def config(self, size="default", *, format="bitserial", clock_hz=None, memory_bytes=None,
+               **changes):
         """The device of a size, with some of the engine's fields changed.
 
         Parameters
         ----------
-        size : str
+        size, format : str
         clock_hz, memory_bytes : int, optional
         **changes
             Fields of :class:`~hdl.config.EngineConfig`.
@@ -93,7 +102,7 @@ class Board:
         -------
         DeviceConfig
         """
-        chosen = self.sizes[size]
+        chosen = self.sizes[format][size]
         engine = chosen.engine.replace(**changes)
         if memory_bytes is None:
             memory_bytes = chosen.memory_bytes

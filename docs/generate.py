@@ -1,10 +1,12 @@
-"""Writes the generated pages of docs/ and the README's table of boards; ``--check`` only compares.
+"""Writes the generated pages of docs/ and the tables of figures; ``--check`` only compares.
 
-The instruction set and the registers come from their definitions, the boards from the reports of
-``python -m hdl.build`` in docs/reports.
+The instruction set and the registers come from their definitions, boards from the reports of
+``python -m hdl.build`` in docs/reports, figures from docs/bench.json, what ``python -m sim.bench
+--json`` printed.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -46,35 +48,122 @@ def registers_page():
 
 def boards_table():
     """Markdown of what was built for boards: a row per report."""
-    def row(report):
+    def row(item):
+        name, report = item
         engine, memory = report["engine"], report["memory"]
         area = ", ".join(
             f"{report[name]:,.0f} {name.upper()} ({report[name] / most:.0%})"
             for name, most in report["available"].items())
         reached = report["fmax_mhz"]
         clock = f"{report['clock_hz'] / 1e6:.0f} ({f'{reached:.0f}' if reached else 'unknown'})"
-        return [report["board"], f"{engine['lanes']} x {engine['rows']}", clock,
-                f"{report['peak_macs']['W2']:,.0f}", f"{report['gops_w2']:,.0f}",
+        return [name, f"{engine['lanes']} x {engine['rows']}", clock,
+                f"{report['macs_w2']:,.0f}", f"{report['gops_w2']:,.0f}",
                 f"{memory['bytes'] // 1024} KiB, {memory['bytes_per_second'] / 1e9:.1f} GB/s",
                 f"{report['link']['baud'] / 1e6:g} Mbaud", area]
 
-    reports = [json.loads(p.read_text()) for p in sorted((HERE / "reports").glob("*.json"))]
-    reports.sort(key=lambda r: (r["board"], r["peak_macs"]["W2"]))
-    lines = [["board", "lanes x rows", "clock (reached), MHz", "W2A8 MACs per cycle", "GOPS at W2",
-              "on-chip memory", "UART", "area"], ["---"] * 8, *map(row, reports)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    reports = [(p.stem, json.loads(p.read_text())) for p in (HERE / "reports").glob("*.json")]
+    reports.sort(key=lambda item: (item[1]["board"], item[1]["engine"]["format"],
+                                   item[1]["macs_w2"]))
+    return _table(["board, size", "lanes x rows", "clock (reached), MHz", "MACs per cycle, 2 bits",
+                   "GOPS, 2 bits", "on-chip memory", "UART", "area"], map(row, reports))
 
 
-def readme_page():
-    """The README with its table of boards."""
-    text = (HERE.parent / "README.md").read_text()
-    head, rest = text.split("<!-- boards: docs/generate.py -->\n")
-    _, tail = rest.split("<!-- end of boards -->")
-    return (f"{head}<!-- boards: docs/generate.py -->\n{boards_table()}\n"
-            f"<!-- end of boards -->{tail}")
+def _table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-PAGES = {"isa.md": isa_page, "registers.md": registers_page, "../README.md": readme_page}
+def _bench(section):
+    return json.loads((HERE / "bench.json").read_text())[section]
+
+
+def _verdict(row):
+    return {True: ": met", False: ": **not met**", None: ""}[row["met"]]
+
+
+def _mhz(row):
+    return " / ".join(f"{mhz:.0f}" for mhz in row["mhz_seeds"])
+
+
+def core_table():
+    """Markdown of the engine cores."""
+    def row(r):
+        goal = "" if r["comb_limit"] is None else f"{r['comb_limit']:g}" + (
+            "" if r["mhz_limit"] is None else f" at {r['mhz_limit']} MHz") + _verdict(r)
+        return [r["core"], r["lanes"], r["scale_points"], r["store"].removesuffix(" in block RAM"),
+                f"{r['w2a8_macs']:g}", r["comb"], f"{r['comb_per_mac']:.1f}", r["ff"], r["ebr"],
+                r["dsp"], _mhz(r), goal]
+    return _table(["core", "lanes", "scale points", "blocks in block RAM", "MACs per cycle", "COMB",
+                   "COMB per MAC", "FF", "EBR", "DSP", "MHz, three seeds", "goal (median)"],
+                  map(row, _bench("core")))
+
+
+def arrays_table():
+    """Markdown of the bare arrays: a line per array, its weights side by side."""
+    arrays: dict = {}
+    for r in _bench("arrays"):
+        name = f"{r['weights'][:2]} {r['array']}" if r["array"] == "plain MACs" else r["array"]
+        arrays.setdefault(f"{r['places']} {name}", []).append(r)
+    join = lambda rows, key: " / ".join(f"{r[key]:.3g}" for r in rows)
+    rows = []
+    for name, found in arrays.items():
+        tables = found[0]["limit"] is not None
+        rows.append([name, *(found[0][key] for key in ("comb", "ff", "ebr")), _mhz(found[0]),
+                     join(found, "comb_per_mac"), join(found, "times_smaller") if tables else "",
+                     join(found, "times_smaller_max") if tables else "",
+                     " / ".join("yes" if r["met"] else "**no**" for r in found) if tables else ""])
+    return _table(["array", "COMB", "FF", "EBR", "MHz", "COMB per MAC, W1 / W2 / W4",
+                   "times smaller", "by max(COMB, FF)", "1.4"], rows)
+
+
+def memory_table():
+    """Markdown of the AXI4 master."""
+    return _table(["memory", "lanes", "AXI bits", "COMB", "FF", "EBR", "MHz"],
+                  [[r["memory"], r["lanes"], r["axi_bits"], r["comb"], r["ff"], r["ebr"], _mhz(r)]
+                   for r in _bench("memory")])
+
+
+def utilization_table():
+    """Markdown of the utilisation from ideal memory."""
+    return _table(["M x N x K", "engine", "cycles", "utilisation", "at least"],
+                  [[f"{r['M']} x {r['N']} x {r['K']}", r["engine"], f"{r['cycles']:,}",
+                    f"{r['utilization']:.3f}", "" if r["limit"] is None else
+                    f"{r['limit']}{_verdict(r)}"] for r in _bench("utilization")])
+
+
+def bandwidth_table():
+    """Markdown of what a slow memory allows."""
+    return _table(["weights", "memory", "cycles", "GOPS", "share of its bandwidth", "at least"],
+                  [[r["weights"], r["memory"], f"{r['cycles']:,}", r["gops"], f"{r['share']:.3f}",
+                    f"{r['limit']}{_verdict(r)}"] for r in _bench("bandwidth")])
+
+
+def simulator_table():
+    """Markdown of the speed of simulation."""
+    return _table(["Verilated, cycles/s", "Amaranth, cycles/s", "ratio", "at least"],
+                  [[f"{r['verilated_cycles_per_s']:,}", f"{r['amaranth_cycles_per_s']:,}",
+                    r["ratio"], f"{r['limit']}{_verdict(r)}"] for r in _bench("simulator")])
+
+
+TABLES = {"boards": boards_table, "core": core_table, "arrays": arrays_table,
+          "memory": memory_table, "utilization": utilization_table, "bandwidth": bandwidth_table,
+          "simulator": simulator_table}
+
+
+def with_tables(path):
+    """A page whose tables, between comments that name them, are generated."""
+    def page():
+        text = (HERE / path).read_text()
+        for name, table in TABLES.items():
+            text = re.sub(f"(<!-- {name}: docs/generate.py -->\n).*?(<!-- end of {name} -->)",
+                          lambda found, table=table: f"{found[1]}{table()}\n{found[2]}",
+                          text, flags=re.S)
+        return text
+    return page
+
+
+PAGES = {"isa.md": isa_page, "registers.md": registers_page,
+         **{path: with_tables(path) for path in ("../README.md", "measurements.md")}}
 
 
 def main(argv):

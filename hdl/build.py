@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import math
 import os
 import re
 import shutil
@@ -17,12 +18,12 @@ from inspect import getsource
 from pathlib import Path
 
 from hdl import commandline
-from hdl.config import FORMATS, DeviceConfig, EngineConfig
+from hdl.config import CHAINED_CELLS, FORMATS, DeviceConfig, EngineConfig
 from hdl.errors import ArgumentError, BuildError
 from hdl.estimate import estimate
 from hdl.protocol import BAUDS
 from hdl.registers import REGISTERS
-from hdl.synthesis import cache_root, detach_carries, run, tool, tool_version
+from hdl.synthesis import cache_root, free_carries, ignore_input, run, tool, tool_version
 
 __all__ = ["build", "elaborate", "main"]
 
@@ -102,12 +103,14 @@ def _elaborate_here():
     platform = board.platform()
     options = {}
     if board.family == "ecp5":
+        # Timing weighs more than by default, but on a full chip wires must stay short.
+        weight = 40 if config.engine.cells <= CHAINED_CELLS else 10
         options = {
             "script_after_read": _ANY_DATA, "synth_opts": "-run begin:map_luts",
             "script_after_synth": "splitnets\nsynth_ecp5 -top top -run map_luts:",
             "add_preferences": board.constraints_text,
             "nextpnr_opts": f"--seed {request['seed']} --freq {config.clock_hz / 1e6:g} "
-                            "--placer-heap-timingweight 40 --router router1 "
+                            f"--placer-heap-timingweight {weight} --router router1 "
                             "--timing-allow-fail --report timing.json"}
     else:
         platform.add_file(board.constraints, board.constraints_text)
@@ -150,7 +153,7 @@ def _ecp5(commands, work, steps, config):
         with steps(title):
             _run(command, work)
             if title == "synthesise":
-                detach_carries(work / "top.json")
+                free_carries(work / "top.json")
     found = json.loads((work / "timing.json").read_text())
     used = {cell: n["used"] for cell, n in found["utilization"].items()}
     # `clk` is the core's; the PLL's own, which clocks two registers, is never the slower.
@@ -209,14 +212,21 @@ _FLOWS = {"ecp5": _ecp5, "xilinx7": _xilinx7}
 def describe(board, config):
     """What is known of a build before it: board, engine, peak rates, memory, link.
 
-    ``gops_w2`` counts a multiplication and an addition as two operations.
+    ``macs_w2`` are multiply-accumulates per cycle at two code bits per weight; ``gops_w2`` counts
+    a multiplication and an addition as two operations.
     """
     engine = config.engine
-    peak = {f"W{bits}": engine.peak_macs(bits) for bits in (1, 2, 4, 8)}
+    if engine.format == "bitserial":
+        peak = {f"W{bits}": engine.peak_macs(bits) for bits in (1, 2, 4, 8)}
+        per_weight = 2
+    else:
+        peak = {f"m{codebooks}": engine.peak_macs(codebooks) for codebooks in (1, 2, 3, 4)}
+        per_weight = 2 * engine.v / engine.b    # codebooks of two code bits per weight
+    macs = engine.peak_macs(per_weight)
     return {
         "board": board.name, "device": board.device, "device_digest": config.digest,
         "engine": engine.as_dict(), "clock_hz": config.clock_hz, "peak_macs": peak,
-        "gops_w2": round(2 * peak["W2"] * config.clock_hz / 1e9, 3),
+        "macs_w2": macs, "gops_w2": round(2 * macs * config.clock_hz / 1e9, 3),
         "memory": {"kind": config.memory, "bytes": config.memory_beats * engine.beat_bytes,
                    "bytes_per_second": engine.beat_bytes * config.clock_hz},
         "link": {"baud": BAUDS[0]}, "available": dict(board.available)}
@@ -259,7 +269,7 @@ def build(board, config, *, seed=1, out=None, allow_timing_fail=False, steps=Non
     tools = _tools(board)
     digest = _digest(files, tools)
     # Another version of what follows may build or report otherwise.
-    flow = (describe, detach_carries, _ecp5, _xilinx7, _vivado_reports)
+    flow = (describe, ignore_input, free_carries, _ecp5, _xilinx7, _vivado_reports)
     home = cache_root() / "build" / f"{board.name}-{_digest(digest, *map(getsource, flow))}"
     if not (home / "report.json").exists():
         home.parent.mkdir(parents=True, exist_ok=True)
@@ -316,7 +326,14 @@ def _deliver(source, out, but=()):
 
 # Command line
 
-_megahertz = commandline.kind("number of MHz", lambda text: round(float(text) * 1e6))
+def _hertz(text):
+    hertz = float(text) * 1e6
+    if not math.isfinite(hertz):        # round would raise what argparse does not catch
+        raise ValueError
+    return round(hertz)
+
+
+_megahertz = commandline.kind("number of MHz", _hertz)
 _kibibytes = commandline.kind("number of KiB", lambda text: int(text) * 1024)
 
 
@@ -373,7 +390,8 @@ def main(argv=None):
             board.clock(config.clock_hz)
         except ArgumentError as error:
             parser.error(str(error))
-        out = args.out or Path("build") / f"{args.board}-{args.size}"
+        kind = "" if config.engine.format == "bitserial" else f"-{config.engine.format}"
+        out = args.out or Path("build") / f"{args.board}{kind}-{args.size}"
         if args.dry_run:
             report = describe(board, config) | {"estimate": estimate(config), "out": str(out)}
         else:
@@ -394,7 +412,7 @@ def _rows(report, out):
         ("engine", f"{engine['format']}, {engine['lanes']} lanes, {engine['rows']} rows, "
                    f"{engine['columns']} columns"),
         ("MACs per cycle", ", ".join(f"{name} {n:g}" for name, n in report["peak_macs"].items())),
-        ("GOPS at W2", f"{report['gops_w2']:g}"),
+        ("GOPS at 2 bits", f"{report['gops_w2']:g}"),
         ("memory", f"{memory['kind']}, {memory['bytes'] // 1024} KiB, "
                    f"{memory['bytes_per_second'] / 1e9:.2f} GB/s"),
         ("link", f"UART, {report['link']['baud']} baud")]

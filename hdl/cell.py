@@ -12,7 +12,7 @@ from amaranth.lib.wiring import In, Out
 
 from hdl.config import BLOCK, SCALE_BITS, bits_for
 from hdl.layout import lane_positions
-from hdl.parts import BlockRAM, Multiplier, add, add_select, delay
+from hdl.parts import BlockRAM, Multiplier, WideMultiplier, add, add_select, delay
 from hdl.tree import Tree, tree_levels
 
 __all__ = ["Cell", "Timing"]
@@ -37,10 +37,15 @@ class Timing:
         lanes = [len(point_lanes(config, t)) for t in range(config.scale_points)]
         self.tables = BlockRAM.LATENCY if config.block_ram_blocks else 1
         self.zero = self.tables + tree_levels(max(lanes))
-        self.column = self.zero + 1 + Multiplier.LATENCY + tree_levels(config.scale_points)
+        self.column = self.zero + 1 + scaler(config).LATENCY + tree_levels(config.scale_points)
         self.result = self.column + 2
         self.address = self.column - 1 - BlockRAM.LATENCY
         """The accumulator's read address is registered here: output register, then operand."""
+
+
+def scaler(config):
+    """Multiplier of group sums and scales: a class."""
+    return Multiplier if config.group_bits <= 18 else WideMultiplier
 
 
 def point_lanes(config, t):
@@ -130,10 +135,13 @@ class Cell(wiring.Component):
                     m.d.sync += [plus.eq(0), minus.eq(0)]
                 with m.Elif(self.sum_capture):
                     m.d.sync += [minus.eq(group_sum), plus.eq(minus)]
-            m.d.comb += group_sum.eq(add_select(
-                m, total, plus, minus, self.zero_signs[t], cin=pending,
-                width=config.group_bits, family=family))
-            m.submodules[f"multiplier_{t}"] = multiplier = Multiplier(
+            if config.format == "bitserial":
+                m.d.comb += group_sum.eq(add_select(
+                    m, total, plus, minus, self.zero_signs[t], cin=pending,
+                    width=config.group_bits, family=family))
+            else:       # no signs
+                m.d.comb += group_sum.eq(total)
+            m.submodules[f"multiplier_{t}"] = multiplier = scaler(config)(
                 config.group_bits, SCALE_BITS + 1, family)
             # A register of its own: the multiplier may be far away.
             m.d.comb += [multiplier.a.eq(delay(m, group_sum, 1, name=f"group_sum_{t}")),

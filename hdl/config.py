@@ -17,9 +17,11 @@ BLOCK = 32
 """Weights in a block: no chunk and no scale group crosses a multiple of it."""
 
 FAMILIES = ("portable", "ecp5", "xilinx7")
-FORMATS = ("bitserial",)
+FORMATS = ("bitserial", "psumbook")
 MAX_DIM = 16384
 MAX_PLANES = 8
+MAX_CODEBOOKS = 4
+ACTIVATION_MAX = CENTROID_MAX = 127
 MIN_COLUMNS = 8
 """Columns of the shortest pass: the accumulators' read-modify-write depth, in the worst case of one
 plane a column.  The compiler pads N up to it and the decoder refuses less."""
@@ -46,12 +48,15 @@ class EngineConfig:
     Parameters
     ----------
     format : str
-        Weight format; ``"bitserial"``.
+        Weight format: ``"bitserial"`` or ``"psumbook"``.
     family : str
         Form of the parts: ``"portable"`` (simulation), ``"ecp5"``, ``"xilinx7"``.
+    v, b : int
+        Weights in a chunk and bits of its code.  ``psumbook``: 2, 4 or 8 weights, codebooks of
+        2**b centroids, b = 4..8.  ``bitserial``: 4 and 4, for chunks are of one-bit weights.
     lanes : int
-        Table lanes per row and column at chunk length v = 4: 8 per block of 32 weights, so that
-        ``4 * lanes`` one-bit weights are gathered per cell and cycle.  16, 32, 64, 128 or 256.
+        Chunks gathered per cell and cycle, so that a beat covers ``v * lanes`` weights along K:
+        16, 32, 64, 128 or 256.
     rows : int
         Tokens that share the codes (the M of M2N64K4): 1, 2, 4, 8 or 16.
     columns : int
@@ -60,13 +65,15 @@ class EngineConfig:
         Group sums per cell and cycle.  A scale group of ``4 * lanes / scale_points`` weights or
         more runs at full rate; smaller ones at a reduced rate.
     builders : int
-        Table builders per row; each fills one lane at a time: 2, 4 or 8.
+        Table builders per row; each fills one lane at a time: 2, 4 or 8, for ``psumbook`` (`v`
+        multipliers each) also 16.
     block_ram_blocks : int
-        How many of the ``lanes / 8`` blocks keep their tables in block RAM, as chunks of v = 8.
+        How many of the ``v * lanes / 32`` blocks of 32 weights keep their tables in block RAM;
+        ``bitserial`` makes them chunks of v = 8 there.
     activation_bits : int
-        8, or 16 for engines that also take int16 activations as two byte passes.
+        8, or 16 for engines that also take int16 activations as two byte passes (``bitserial``).
     zero_points : bool
-        Whether asymmetric weights are supported.
+        Whether asymmetric weights are supported (``bitserial``).
     n_tile : int
         Output columns that the accumulators of one cell hold (a power of two).
     activation_bytes : int
@@ -81,6 +88,8 @@ class EngineConfig:
 
     format: str = "bitserial"
     family: str = "portable"
+    v: int = 4
+    b: int = 4
     lanes: int = 64
     rows: int = 1
     columns: int = 1
@@ -104,16 +113,20 @@ class EngineConfig:
 
         legal("format", FORMATS)
         legal("family", FAMILIES)
+        psumbook = self.format == "psumbook"
+        legal("v", (2, 4, 8) if psumbook else (4,))
+        legal("b", (4, 5, 6, 7, 8) if psumbook else (4,))
         legal("lanes", (16, 32, 64, 128, 256))
         legal("rows", (1, 2, 4, 8, 16))
         legal("columns", (1, 2, 4))
         legal("scale_points", tuple(2**i for i in range(self.blocks.bit_length())))
-        legal("builders", (2, 4, 8))
+        legal("builders", (2, 4, 8, 16) if psumbook else (2, 4, 8))
         legal("block_ram_blocks", tuple(range(self.blocks + 1)))
-        legal("activation_bits", (8, 16))
+        legal("activation_bits", (8,) if psumbook else (8, 16))
         legal("n_tile", tuple(2**i for i in range(4, 15)))
         legal("activation_bytes", tuple(2**i for i in range(9, 17)))
-        for name in ("zero_points", "epilogue", "counters"):
+        legal("zero_points", (False,) if psumbook else (False, True))
+        for name in ("epilogue", "counters"):
             legal(name, (False, True))
         if not isinstance(self.address_bits, int) or not 8 <= self.address_bits <= 32:
             raise ConfigError("address_bits must be an integer in 8..32, not "
@@ -122,30 +135,36 @@ class EngineConfig:
             raise ConfigError(
                 "a beat must hold an instruction of 128 bits: 4 * lanes * columns must be at "
                 f"least 128, not {self.code_bits}; use lanes=32 or columns=2")
-        if self.builders == 8 and self.block_ram_blocks % 2:
+        if self.epilogue and self.column_code_bits < 72:
+            raise ConfigError("an epilogue needs 72 bits of codes per column for its parameters: "
+                              f"{self.b} * lanes must be at least 72, not {self.column_code_bits}; "
+                              "use more lanes or epilogue=False")
+        if not psumbook and self.builders == 8 and self.block_ram_blocks % 2:
             raise ConfigError("block_ram_blocks must be even with 8 builders (a block has 4 lanes "
                               f"of v = 8), not {self.block_ram_blocks}")
-        if self.tile_k % (4 * self.builders):
-            raise ConfigError(f"builders must be at most {self.tile_k // 4} for {self.lanes} "
-                              f"lanes, not {self.builders}")
+        most = min(self.tile_k // 4, self.lanes)
+        if self.builders > most:
+            raise ConfigError(f"builders must be at most {most} for {self.lanes} lanes, not "
+                              f"{self.builders}")
 
     # Shape of the array
 
     @property
     def blocks(self):
         """Blocks of 32 weights per cell and cycle."""
-        return self.lanes // 8
+        return self.tile_k // BLOCK
 
     @property
     def chunks(self):
-        """Chunk length v of every block, in K order: block-RAM blocks come last."""
+        """Chunk length of every block, in K order: block-RAM blocks come last."""
         distributed = self.blocks - self.block_ram_blocks
-        return (4,) * distributed + (8,) * self.block_ram_blocks
+        in_block_ram = 8 if self.format == "bitserial" else self.v
+        return (self.v,) * distributed + (in_block_ram,) * self.block_ram_blocks
 
     @property
     def tile_k(self):
         """Weights along K that one beat covers: the K tile."""
-        return BLOCK * self.blocks
+        return self.v * self.lanes
 
     @property
     def group_width(self):
@@ -167,8 +186,28 @@ class EngineConfig:
 
     @property
     def code_bits(self):
-        """Bits of codes in a beat; also the data width of the memory port."""
-        return self.tile_k * self.columns
+        """Bits of a beat without its sideband; also the data width of the memory port.
+
+        A power of two: codes, those of a column first, and padding.  A beat of centroids of the
+        ``psumbook`` format holds four.
+        """
+        codes = self.column_code_bits * self.columns
+        return 1 << (max(codes, self.centroid_bits) - 1).bit_length()
+
+    @property
+    def centroid_bits(self):
+        """Bits of a word of the codebook buffer: four centroids, byte t of each before t + 1."""
+        return 4 * 8 * self.v if self.format == "psumbook" else 0
+
+    @property
+    def codebook_word_bits(self):
+        """Width of the address of a word in the codebook buffer: it holds four codebooks."""
+        return (MAX_CODEBOOKS * 2**self.b // 4 - 1).bit_length() if self.centroid_bits else 0
+
+    @property
+    def column_code_bits(self):
+        """Bits of codes in a beat for one output column."""
+        return self.b * self.lanes
 
     @property
     def beat_bytes(self):
@@ -184,12 +223,27 @@ class EngineConfig:
 
     @property
     def operand_max(self):
-        """Largest activation magnitude of a pass: 127, or 255 where low bytes are unsigned."""
-        return 255 if self.activation_bits == 16 else 127
+        """Largest magnitude that a weight adds to a table entry.
+
+        ``bitserial``: an activation, 127, or 255 where low bytes are unsigned; ``psumbook``: its
+        product with an element of a centroid.
+        """
+        if self.format == "psumbook":
+            return ACTIVATION_MAX * CENTROID_MAX
+        return 255 if self.activation_bits == 16 else ACTIVATION_MAX
 
     def entry_bits(self, v):
         """Width of a table entry for chunks of `v`."""
         return bits_for(v * self.operand_max)
+
+    def index_bits(self, v):
+        """Bits that address the table of a chunk of `v`: half tables leave the sign to adders."""
+        return v - 1 if self.format == "bitserial" else self.b
+
+    @property
+    def planes_max(self):
+        """Most beats of codes per column and K tile: bit planes; codebooks are K tiles."""
+        return MAX_PLANES if self.format == "bitserial" else 1
 
     @property
     def group_max(self):
@@ -209,7 +263,7 @@ class EngineConfig:
     @property
     def column_bits(self):
         """Width of a column's sum over all planes."""
-        return bits_for(self.scaled_max * (2**MAX_PLANES - 1))
+        return bits_for(self.scaled_max * (2**self.planes_max - 1))
 
     @property
     def accumulator_bits(self):
@@ -255,7 +309,7 @@ class EngineConfig:
 
     @property
     def lane_groups(self):
-        """Chunk length v of every group of ``builders`` lanes that are built together."""
+        """Chunk length of every group of ``builders`` lanes that are built together."""
         lanes = [v for v in self.chunks for _ in range(BLOCK // v)]
         return lanes[::self.builders]
 
@@ -291,7 +345,7 @@ class EngineConfig:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def peak_macs(self, planes=1):
-        """Useful multiply-accumulates per cycle for weights of `planes` bits."""
+        """Useful multiply-accumulates per cycle for weights of `planes` bits or codebooks."""
         return self.tile_k * self.cells / planes
 
 
@@ -394,11 +448,11 @@ class DeviceConfig:
             "DIGEST": int(self.digest[:8], 16),
             "FORMAT": FORMATS.index(e.format) | FAMILIES.index(e.family) << 4
             | (e.activation_bits == 16) << 8 | e.zero_points << 9 | e.epilogue << 10
-            | e.counters << 11,
+            | e.counters << 11 | e.v << 12 | e.b << 16,
             "ARRAY": e.lanes | e.rows << 9 | e.columns << 14 | e.scale_points << 17
             | e.builders << 24,
             "BUFFERS": (e.n_tile.bit_length() - 1) | (e.activation_bytes.bit_length() - 1) << 5
-            | e.block_ram_blocks << 10 | e.address_bits << 16,
+            | e.block_ram_blocks << 10 | e.address_bits << 17,
             "MEMORY": self.memory_beats,
             "CLOCK": self.clock_hz,
         }
@@ -408,10 +462,11 @@ def engine_of(identity):
     """The engine that a device describes in its registers; the inverse of ``identity``."""
     form, array, buffers = identity["FORMAT"], identity["ARRAY"], identity["BUFFERS"]
     return EngineConfig(
-        format=FORMATS[form & 15], family=FAMILIES[form >> 4 & 15],
+        format=FORMATS[form & 15], family=FAMILIES[form >> 4 & 15], v=form >> 12 & 15,
+        b=form >> 16 & 15,
         activation_bits=16 if form >> 8 & 1 else 8, zero_points=bool(form >> 9 & 1),
         epilogue=bool(form >> 10 & 1), counters=bool(form >> 11 & 1),
         lanes=array & 511, rows=array >> 9 & 31, columns=array >> 14 & 7,
-        scale_points=array >> 17 & 127, builders=array >> 24 & 15,
+        scale_points=array >> 17 & 127, builders=array >> 24 & 31,
         n_tile=1 << (buffers & 31), activation_bytes=1 << (buffers >> 5 & 31),
-        block_ram_blocks=buffers >> 10 & 63, address_bits=buffers >> 16 & 63)
+        block_ram_blocks=buffers >> 10 & 127, address_bits=buffers >> 17 & 63)

@@ -23,7 +23,8 @@ def _width(config, opcode, name, field):
     if name == "columns":
         return min(field.width, config.n_tile.bit_length() - 1)
     if name == "local":
-        return min(field.width, (config.activation_depth - 1).bit_length())
+        slots = (config.activation_depth - 1).bit_length()
+        return max(slots, config.codebook_word_bits) if opcode is Opcode.LOAD else slots
     if name == "tiles":
         return min(field.width, 10)
     if name == "count":
@@ -99,7 +100,10 @@ class Control(wiring.Component):
             refused += ["zero"]
         if config.activation_bits == 8:
             refused += ["high", "unsigned"]
-        used -= {fields[name].offset for name in refused if name in fields}
+        if not config.centroid_bits:
+            refused += ["codebook", "codebooks"]
+        used -= {fields[name].offset + i for name in refused if name in fields
+                 for i in range(fields[name].width)}
         if opcode is Opcode.BUILD:      # starts with a whole K tile
             low = fields["local"].offset
             used -= set(range(low, low + (config.tile_slots - 1).bit_length()))
@@ -235,9 +239,13 @@ class Control(wiring.Component):
                              | self.o_request.valid)
         m.d.comb += hung.eq(count_down(m, 7, load=moves, value=QUIET_CYCLES, step=~moves & ~hung,
                                        family=self.config.family, name="quiet_for"))
-        with m.If(hung & ~moves & self.running):
+        # Errors act a cycle later: what they depend on lies across the chip.
+        stuck = Signal()
+        fault = Signal()
+        m.d.sync += [stuck.eq(hung & ~moves), fault.eq(self.memory_fault)]
+        with m.If(stuck & self.running):
             m.d.sync += fail(Error.DEADLOCK)
-        with m.If(self.running & self.memory_fault):
+        with m.If(fault & self.running):
             m.d.sync += fail(Error.BAD_ADDRESS)
 
         with m.If(starts):

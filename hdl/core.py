@@ -158,6 +158,7 @@ class Core(wiring.Component):
         m.d.comb += [
             control.i_beat.valid.eq(fetched), control.i_beat.payload.eq(codes[:INSTRUCTION_BITS]),
             prepare.i_beat.valid.eq(loaded), prepare.i_beat.payload.last.eq(what.pass_end),
+            prepare.i_beat.payload.centroids.eq(codes[:config.centroid_bits]),
             prepare.table_free.eq(ends_tile),
         ]
 
@@ -179,7 +180,7 @@ class Core(wiring.Component):
             m.d.comb += [
                 queue.write.eq(gathered & (what.kind == Kind.PARAMETERS)),
                 queue.restart.eq(store.sink_ready),
-                *(queue.data[c].eq(codes[c * config.tile_k:][:PARAMETER_BITS])
+                *(queue.data[c].eq(codes[c * config.column_code_bits:][:PARAMETER_BITS])
                   for c in range(config.columns)),
                 queue.read.eq(first & store.int8), queue.capture.eq(column),
                 drive.biases.eq(queue.bias),

@@ -57,12 +57,15 @@ FIELDS = {
     Opcode.HALT: {},
     Opcode.FENCE: {},
     Opcode.LOAD: {
+        "codebook": Field(4, 1, "0: activations; 1: centroids, for the codebook buffer"),
         "count": Field(32, 16, "beats to read", 1),
-        "local": Field(48, 16, "first slot of the activation buffers to write"),
+        "local": Field(48, 16, "first slot of the activation buffers to write, or word of four "
+                               "centroids of the codebook buffer"),
         "address": _ADDRESS,
     },
     Opcode.BUILD: {
         "unsigned": Field(4, 1, "activations are the unsigned low bytes of int16"),
+        "codebooks": Field(8, 2, "codebooks: each K tile is built with one after the other", 1),
         "tiles": Field(32, 16, "K tiles to build tables for, one after the other", 1),
         "local": Field(48, 16, "first slot of the activation buffers to read, a multiple of a K "
                                "tile's slots"),

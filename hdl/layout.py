@@ -15,6 +15,7 @@ __all__ = [
     "PARAMETER_FIELDS",
     "activation_order",
     "beat_offset",
+    "code_slice",
     "frame_beats",
     "frame_sides",
     "lane_positions",
@@ -42,19 +43,24 @@ def lane_positions(config):
     return lanes
 
 
+def code_slice(config, lane):
+    """Bits of a column's codes that are the code of a lane."""
+    positions = lane_positions(config)[lane]
+    if config.format == "bitserial":
+        return slice(positions.start, positions.stop)
+    return slice(config.b * lane, config.b * (lane + 1))
+
+
 def activation_order(config):
     """K position of every byte of a tile in the activation buffer, slot after slot.
 
-    A slot holds four activations for each of ``builders`` lanes that are built together; chunks of
-    eight take two slots.  With chunks of four the order is that of K itself.
+    A slot holds four activations for each of ``builders`` lanes that are built together: half a
+    chunk of eight, a chunk of four, or two chunks of two.
     """
-    order = []
     lanes = lane_positions(config)
-    for i in range(0, len(lanes), config.builders):
-        group = lanes[i:i + config.builders]
-        for k in range(0, len(group[0]), 4):
-            order += [position for lane in group for position in lane[k:k + 4]]
-    return order
+    streams = [[k for lane in lanes[b::config.builders] for k in lane]
+               for b in range(config.builders)]
+    return [k for i in range(0, len(streams[0]), 4) for s in streams for k in s[i:i + 4]]
 
 
 def side_fields(config):

@@ -1,19 +1,20 @@
-"""The prepare stage: LOAD fills the activation buffers, BUILD fills a table bank per K tile.
+"""The prepare stage: LOAD fills the buffers, BUILD fills a table bank per K tile and codebook.
 
-Only the control; buffers and builders are with their rows (:mod:`hdl.rows`).
+Only the control; activation buffers and builders are with their rows (:mod:`hdl.rows`).
 """
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hdl.beat import Client, Flow, read_request
-from hdl.builder import SignedSumBuilder, StepCounter
+from hdl.builder import walker
 from hdl.control import fields_of
 from hdl.isa import Opcode
-from hdl.parts import ByteRAM, add_select, count_down, count_up, delay
+from hdl.parts import count_down, count_up
+from hdl.walk import walk
 
-__all__ = ["Prepare", "places", "walk"]
+__all__ = ["Prepare", "places", "slot_bits"]
 
 
 def places(config):
@@ -21,24 +22,16 @@ def places(config):
     return config.slot_beats * config.rows
 
 
-def walk(config):
-    """A step of building tables, each field at its own time.
-
-    ``read_address`` of the buffers, lowest bits a byte of a word; :data:`ByteRAM.LATENCY` later
-    ``step``, what the builders do with the byte; :data:`SignedSumBuilder.LATENCY` later where the
-    sum goes: ``entry`` of ``bank`` in the lanes of ``group`` (one-hot; zero: nowhere).
-    """
-    return data.StructLayout({
-        "read_address": (config.activation_depth - 1).bit_length() + 2,
-        "step": data.StructLayout({"restart": 1, "double": 1, "negate": 1, "unsigned": 1}),
-        "group": len(config.lane_groups), "entry": max(config.chunks) - 1, "bank": 1})
+def slot_bits(config):
+    """Width of the address that LOAD writes: a slot, or a word of the codebook buffer."""
+    return max((config.activation_depth - 1).bit_length(), config.codebook_word_bits)
 
 
 class Prepare(wiring.Component):
     """Executes LOAD and BUILD in program order.
 
-    LOAD takes a beat per cycle, BUILD ``v + 2**(v-1) - 1`` cycles per lane group and one per tile;
-    it waits for a free table bank before each tile.
+    LOAD takes a beat per cycle, BUILD the cycles of the format's walk (:mod:`hdl.builder`) and two
+    per tile and codebook; it waits for a free table bank before each.
 
     Parameters
     ----------
@@ -49,8 +42,8 @@ class Prepare(wiring.Component):
     i_load, i_build : In(stream.Signature(fields))
         Instructions; never both valid.
     o_request : Out(stream.Signature(read_request))
-    i_beat : In(Flow of {last: 1})
-        A beat that LOAD asked for; its last.
+    i_beat : In(Flow of {last: 1, centroids})
+        A beat that LOAD asked for; its last.  What it is if it goes to the codebook buffer.
     table_free : In(1)
         The gather stage has finished with a bank (strobe).
     table_ready : Out(1)
@@ -71,9 +64,9 @@ class Prepare(wiring.Component):
             "i_load": In(stream.Signature(fields_of(Opcode.LOAD, config))),
             "i_build": In(stream.Signature(fields_of(Opcode.BUILD, config))),
             "o_request": Out(stream.Signature(read_request(config))),
-            "i_beat": In(Flow(data.StructLayout({"last": 1}))),
+            "i_beat": In(Flow(data.StructLayout({"last": 1, "centroids": config.centroid_bits}))),
             "table_free": In(1), "table_ready": Out(1),
-            "places": Out(places(config)), "slot": Out((config.activation_depth - 1).bit_length()),
+            "places": Out(places(config)), "slot": Out(slot_bits(config)),
             "walk": Out(walk(config)),
             "active": Out(1), "busy": Out(1), "wait_table": Out(1), "wait_memory": Out(1),
         })
@@ -81,7 +74,6 @@ class Prepare(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, family = self.config, self.config.family
-        slot_bits = (config.activation_depth - 1).bit_length()
         loading = Signal()
         building = Signal()
         # `ready` follows `valid` from a register, so that the counters load without delay.
@@ -108,85 +100,55 @@ class Prepare(wiring.Component):
         with m.If(load_start):
             m.d.sync += [loading.eq(1), request.valid.eq(1)]
 
+        m.submodules.walk = walker_ = walker(config)
+        to_codebook = Signal()
         place = Signal(places(config), init=1)
-        count_up(m, self.slot, load=load_start, value=load.local, step=took & place[-1],
-                 family=family)
-        with m.If(took):
+        count_up(m, self.slot, load=load_start, value=load.local,
+                 step=took & (place[-1] | to_codebook), family=family)
+        with m.If(took & ~to_codebook):
             m.d.sync += place.eq(place.rotate_left(1))
-        m.d.comb += self.places.eq(Mux(took, place, 0))
+        m.d.comb += self.places.eq(Mux(took & ~to_codebook, place, 0))
+        if config.centroid_bits:
+            with m.If(load_start):
+                m.d.sync += to_codebook.eq(load.codebook)
+            m.d.comb += [walker_.load.eq(took & to_codebook), walker_.word.eq(self.slot),
+                         walker_.centroids.eq(self.i_beat.payload.centroids)]
 
-        # BUILD: walk the steps of each lane group of each tile.
+        # BUILD: walk each tile, with one codebook after the other.
         build = self.i_build.p
-        running = Signal()      # inside a tile
         unsigned = Signal()
-        bank = Signal()
+        tile = Signal.like(walker_.tile)
+        codebook = Signal(len(build.codebooks))
+        codebooks = Signal.like(codebook)       # of the matrix, minus one
         free_banks = Signal(2, init=2)
         start = Signal()
+        built = walker_.tile_end                # with a codebook
         tile_end = Signal()
-        group_end = Signal()
+        running = walker_.running
         m.d.sync += [start.eq(building & ~running & ~start & (free_banks != 0)),
                      free_banks.eq(free_banks + self.table_free - start)]
         last_tile = count_down(m, len(build.tiles), load=build_start, value=build.tiles,
                                step=tile_end, family=family, name="tiles_left")
-
-        # First cycle: where in the walk.  Groups of eight come after those of four.
-        groups = config.lane_groups
-        m.submodules.steps = steps = StepCounter(config.chunks)
-        base = Signal(slot_bits)                # of the group; tiles begin at multiples of theirs
-        last_group = Signal()
-        wide = Signal()                         # the group's chunks are of 8
-        m.d.comb += [steps.run.eq(running), steps.wide.eq(wide), group_end.eq(steps.last),
-                     tile_end.eq(group_end & last_group)]
-        in_tile = base[:(config.tile_slots - 1).bit_length()]
-        m.d.sync += last_group.eq(in_tile == config.tile_slots - groups[-1] // 4)
-        following = add_select(
-            m, Mux(build_start, 0, Mux(wide, 2, 1)), base, build.local, build_start,
-            width=slot_bits, family=family)
-        with m.If(build_start | group_end):
-            m.d.sync += base.eq(following)
-        if len(set(groups)) > 1:
-            with m.If(group_end & (in_tile == groups.index(8) - 1)):
-                m.d.sync += wide.eq(1)
-        with m.If(tile_end):
-            m.d.sync += [running.eq(0), building.eq(~last_tile)]
-        with m.If(start):
-            m.d.sync += [running.eq(1), wide.eq(groups[0] == 8)]
+        if len(tile):
+            count_up(m, tile, load=build_start, value=build.local[-len(tile):], step=tile_end,
+                     family=family)
+        m.d.comb += tile_end.eq(built & (codebook == codebooks))
+        if config.centroid_bits:
+            with m.If(built):
+                m.d.sync += codebook.eq(Mux(tile_end, 0, codebook + 1))
+            with m.If(build_start):
+                m.d.sync += [codebook.eq(0), codebooks.eq(build.codebooks)]
+        with m.If(tile_end & last_tile):
+            m.d.sync += building.eq(0)
         with m.If(build_start):
             m.d.sync += [building.eq(1), unsigned.eq(build.unsigned)]
-
-        # Second cycle: what to do there.
-        slot_now = Signal(slot_bits)
-        what = Signal(data.StructLayout({"write": 1, "last": 1}))
-        m.d.sync += [what.write.eq(running), what.last.eq(tile_end), slot_now.eq(base)]
-        position = steps.step.position
-        m.d.comb += self.walk.read_address.eq(Cat(position[:2], slot_now | position[2:]))
-
-        # The bytes arrive, the builders add, the entries are written.
-        step = delay(m, steps.step, ByteRAM.LATENCY, name="step")
-        here = delay(m, what, ByteRAM.LATENCY, name="what", resettable=True)
         m.d.comb += [
-            self.walk.step.restart.eq(step.restart), self.walk.step.double.eq(step.double),
-            self.walk.step.negate.eq(step.negate),
-            self.walk.step.unsigned.eq(delay(m, unsigned, 1 + ByteRAM.LATENCY, name="unsigned"))]
-        there = delay(m, here, SignedSumBuilder.LATENCY, name="write", resettable=True)
-        entry = delay(m, step.entry, SignedSumBuilder.LATENCY, name="entry")
-        # One-hot: the lane group whose entries come.
-        ring = Signal(len(groups))
-        into = delay(m, Cat(start, group_end), ByteRAM.LATENCY + SignedSumBuilder.LATENCY + 1,
-                     name="into", resettable=True)
-        with m.If(into[0]):
-            m.d.sync += ring.eq(1)
-        with m.Elif(into[1]):
-            m.d.sync += ring.eq(ring << 1)
-        # `bank` changes after the last write of a tile; the next tile's first comes later.
-        m.d.comb += [self.walk.group.eq(ring), self.walk.entry.eq(entry), self.walk.bank.eq(bank),
-                     self.table_ready.eq(there.last)]
-        with m.If(there.last):
-            m.d.sync += bank.eq(~bank)
+            walker_.start.eq(start), walker_.tile.eq(tile), walker_.unsigned.eq(unsigned),
+            walker_.codebook.eq(codebook), self.walk.eq(walker_.walk),
+            self.table_ready.eq(walker_.table_ready)]
 
         m.d.comb += [
-            # Until the last entry is in its table.
-            self.active.eq(loading | building | what.write | here.write | there.write),
+            self.active.eq(loading | building | walker_.active),
             self.busy.eq(running | took),
             self.wait_table.eq(building & ~running & ~start),
             self.wait_memory.eq(loading & ~took),

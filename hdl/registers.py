@@ -72,14 +72,15 @@ REGISTERS = {r.name: r for r in (
     Register("MAGIC", 0x00, "r", "0x4C555452, the letters LUTR"),
     Register("VERSIONS", 0x04, "r", "[7:0] instruction set version, [15:8] register map version"),
     Register("DIGEST", 0x08, "r", "first 32 bits of the build digest"),
-    Register("FORMAT", 0x0C, "r", "[3:0] format (0 bitserial), [7:4] family (0 portable, 1 ecp5, "
-                                  "2 xilinx7), [8] int16 activations, [9] zero points, "
-                                  "[10] epilogue, [11] counters"),
+    Register("FORMAT", 0x0C, "r", "[3:0] format (0 bitserial, 1 psumbook), [7:4] family "
+                                  "(0 portable, 1 ecp5, 2 xilinx7), [8] int16 activations, "
+                                  "[9] zero points, [10] epilogue, [11] counters, [15:12] v, "
+                                  "[19:16] b"),
     Register("ARRAY", 0x10, "r", "[8:0] lanes, [13:9] rows, [16:14] columns, [23:17] scale points, "
-                                 "[27:24] builders"),
+                                 "[28:24] builders"),
     Register("BUFFERS", 0x14, "r", "[4:0] log2 of the accumulators' columns, [9:5] log2 of the "
-                                   "activation buffer's bytes, [15:10] block-RAM blocks, "
-                                   "[21:16] address bits"),
+                                   "activation buffer's bytes, [16:10] block-RAM blocks, "
+                                   "[22:17] address bits"),
     Register("MEMORY", 0x18, "r", "size of the memory, in beats"),
     Register("CLOCK", 0x1C, "r", "core clock in Hz"),
     Register("CONTROL", 0x20, "w", "[0] start the program at PROGRAM, [1] soft reset"),

@@ -10,11 +10,12 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hdl.beat import Flags, Kind, side_slices
-from hdl.builder import SignedSumBuilder
+from hdl.builder import builder
 from hdl.cell import Cell, Timing
 from hdl.parts import ByteRAM, delay
-from hdl.prepare import places, walk
+from hdl.prepare import places, slot_bits
 from hdl.tables import Tables
+from hdl.walk import walk
 
 __all__ = ["Rows", "array_input"]
 
@@ -24,13 +25,13 @@ def array_input(config):
 
     ``codes``, ``side`` and ``flags`` are the stream register, a beat for the array if ``gather`` is
     set; a beat of LOAD is in ``codes`` too, for ``slot`` of the buffers that ``places`` names
-    (one-hot; zero: none).  ``walk`` is a step of building tables (:func:`hdl.prepare.walk`),
+    (one-hot; zero: none).  ``walk`` is a step of building tables (:func:`hdl.walk.walk`),
     ``biases`` what is added to the first plane of the column that is at cycle ``column`` of
     :class:`~hdl.cell.Timing`.
     """
     return data.StructLayout({
         "codes": config.code_bits, "side": config.side_bits, "flags": Flags, "gather": 1,
-        "places": places(config), "slot": (config.activation_depth - 1).bit_length(),
+        "places": places(config), "slot": slot_bits(config),
         "walk": walk(config),
         "biases": data.ArrayLayout(signed(config.column_bits), config.columns)})
 
@@ -76,7 +77,6 @@ class Rows(wiring.Component):
                      for name in ("gather", "places")]
 
         # Building: a byte per builder and row, sums of them into the tables.
-        step = self.i.walk.step
         entries = []
         lanes_per_beat = config.load_bytes // 4
         for r in self.rows:
@@ -91,12 +91,9 @@ class Rows(wiring.Component):
                     ram.write_enable.eq(self.i.places[part * config.rows + r]),
                     ram.read_address.eq(self.i.walk.read_address)]
                 row.append(ram.read_data)
-            m.submodules[f"builder_{r}"] = builder = SignedSumBuilder(config)
-            m.d.comb += [
-                builder.word.eq(Cat(*row)), builder.unsigned.eq(step.unsigned),
-                builder.restart.eq(step.restart), builder.double.eq(step.double),
-                builder.negate.eq(step.negate)]
-            entries.append(builder.entries)
+            m.submodules[f"builder_{r}"] = row_builder = builder(config)
+            m.d.comb += [row_builder.word.eq(Cat(*row)), row_builder.step.eq(self.i.walk.step)]
+            entries.append(row_builder.entries)
 
         # Strobes and flags of a beat, as they travel with it.
         flags = self.i.flags
@@ -131,7 +128,8 @@ class Rows(wiring.Component):
         for c in range(config.columns):
             m.submodules[f"tables_{c}"] = tables = Tables(config, len(self.rows))
             m.d.comb += [
-                tables.codes.eq(self.i.codes[c * config.tile_k:(c + 1) * config.tile_k]),
+                tables.codes.eq(
+                    self.i.codes[c * config.column_code_bits:(c + 1) * config.column_code_bits]),
                 tables.bank.eq(flags.bank),
                 *(tables.entries[i].eq(e) for i, e in enumerate(entries)),
                 tables.group.eq(self.i.walk.group), tables.entry.eq(self.i.walk.entry),

@@ -8,7 +8,8 @@ from amaranth.hdl import Cat, Module, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from hdl.layout import lane_positions
+from hdl.config import BLOCK
+from hdl.layout import code_slice, lane_positions
 from hdl.parts import BlockRAM, TableRAM, delay
 
 __all__ = ["Tables"]
@@ -28,13 +29,13 @@ class Tables(wiring.Component):
 
     Members
     -------
-    codes : In(tile_k), bank : In(1)
+    codes : In(column_code_bits), bank : In(1)
         The stream register, and the bank to read.
     entries : In(per row one entry per builder), group : In(lane groups), entry, write_bank : In
-        What to write (see :class:`hdl.prepare.Prepare`).
+        What to write (see :func:`hdl.walk.walk`).
     values : Out(per row one entry per lane)
     signs : Out(lanes)
-        Set where the entry counts negative: the other half of the table.
+        Set where the entry counts negative: the other half of a half table.
     """
 
     def __init__(self, config, rows):
@@ -45,10 +46,10 @@ class Tables(wiring.Component):
         entry = signed(config.entry_bits(max(config.chunks)))
         lanes = len(self.positions)
         super().__init__({
-            "codes": In(config.tile_k), "bank": In(1),
+            "codes": In(config.column_code_bits), "bank": In(1),
             "entries": In(data.ArrayLayout(data.ArrayLayout(entry, config.builders), rows)),
-            "group": In(len(config.lane_groups)), "entry": In(max(config.chunks) - 1),
-            "write_bank": In(1),
+            "group": In(len(config.lane_groups)),
+            "entry": In(config.index_bits(max(config.chunks))), "write_bank": In(1),
             "values": Out(data.ArrayLayout(data.ArrayLayout(entry, lanes), rows)),
             "signs": Out(lanes),
         })
@@ -56,23 +57,27 @@ class Tables(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, rows = self.config, range(self.rows)
+        half = config.format == "bitserial"     # code bit 0 is the sign
+        distributed = sum(BLOCK // v for v in config.chunks[:config.blocks
+                                                             - config.block_ram_blocks])
         for i, positions in enumerate(self.positions):
             v = len(positions)
-            width = config.entry_bits(v)
-            table = TableRAM(width * self.rows, 2**v, family=config.family,
-                             store="block" if v == 8 else "distributed")
+            width, index = config.entry_bits(v), config.index_bits(v)
+            table = TableRAM(width * self.rows, 2 * 2**index, family=config.family,
+                             store="distributed" if i < distributed else "block")
             m.submodules[f"table_{i}"] = table
             group, builder = divmod(i, config.builders)
             wait = self.latency - table.latency
-            code = delay(m, self.codes[positions[0]:positions[0] + v], wait, name=f"code_{i}")
+            code = delay(m, self.codes[code_slice(config, i)], wait, name=f"code_{i}")
             bank = delay(m, self.bank, wait, name=f"bank_{i}")
             m.d.comb += [
-                table.write_address.eq(Cat(self.entry[:v - 1], self.write_bank)),
+                table.write_address.eq(Cat(self.entry[:index], self.write_bank)),
                 table.write_data.eq(Cat(self.entries[r][builder][:width] for r in rows)),
                 table.write_enable.eq(self.group[group]),
-                table.read_address.eq(Cat(code[1:], bank)),
+                table.read_address.eq(Cat(code[half:], bank)),
                 *(self.values[r][i].eq(table.read_data[r * width:(r + 1) * width].as_signed())
                   for r in rows),
-                self.signs[i].eq(delay(m, code[0], table.latency, name=f"sign_{i}")),
             ]
+            if half:
+                m.d.comb += self.signs[i].eq(delay(m, code[0], table.latency, name=f"sign_{i}"))
         return m

@@ -4,6 +4,7 @@ import numpy as np
 
 from hdl.config import EngineConfig
 from hdl.layout import activation_order
+from host.arguments import as_array
 from host.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["arrange", "check", "quantize_tokens", "stored"]
@@ -21,7 +22,7 @@ def check(x, K):
     ArgumentError
         The last dimension is not `K`, or there is NaN or infinity.
     """
-    x = np.asarray(x)
+    x = as_array("activations", x)
     if x.dtype not in (np.float32, np.float16):
         raise ArgumentTypeError(f"activations must be float32 or float16, not {x.dtype}")
     if x.ndim < 1 or x.shape[-1] != K:
@@ -32,10 +33,23 @@ def check(x, K):
 
 
 def stored(x, q):
-    """float32 activations [M, K] in the order and on the scale of a matrix's stored columns."""
+    """float32 activations [M, K] in the order and on the scale of a matrix's stored columns.
+
+    Raises
+    ------
+    ArgumentError
+        The scale takes one of them out of float32.
+    """
     if q.permutation is not None:
         x = x[:, q.permutation]
-    return x if q.input_scale is None else x * q.input_scale
+    if q.input_scale is None:
+        return x
+    with np.errstate(over="ignore"):
+        scaled = x * q.input_scale
+    if not np.isfinite(scaled).all():
+        raise ArgumentError("activations must stay within float32 when they are multiplied by the "
+                            f"matrix's input_scale, not {x[~np.isfinite(scaled)][0]:g}")
+    return scaled
 
 
 def quantize_tokens(x, bits=8):

@@ -21,8 +21,10 @@ from hdl.layout import (
 )
 from hdl.registers import COUNTERS
 from host import activations
+from host.arguments import positive
 from host.compiler import LayerCode, matmul_program
-from host.errors import ArgumentError, CapacityError
+from host.device import Bound, Layer, exclusive
+from host.errors import ArgumentError, ArgumentTypeError, CapacityError
 from host.pack import pack, spread
 from host.progress import Meter
 from host.results import collect, figures, real, result_beats
@@ -36,7 +38,7 @@ SHIFTS = 2 ** PARAMETER_FIELDS["shift"][1]
 class Requantization:
     """Integers with which a device turns a layer's accumulators into int8.
 
-    ``y = clip(rint(((acc + bias) >> (8 + 4 * shift)) * multiplier / 2**22), -127, 127)``
+    ``y = clip(rint(((acc + bias) >> (10 + 6 * shift)) * multiplier / 2**21), -127, 127)``
 
     Attributes
     ----------
@@ -84,7 +86,7 @@ def requantization(factor, bias, planes):
                           shift.astype(np.int64))
 
 
-class Chain:
+class Chain(Bound):
     """Layers applied one after the other on the device; made by ``device.chain``.
 
     Parameters
@@ -93,8 +95,8 @@ class Chain:
     layers : list of Layer
         All but the last with ``out="int8"``; the last with ``out="float"``.
     in_scale : float or None
-        Scale of the first layer's int8 input.  None takes ``max|x| / 127`` of the first call and
-        keeps it.
+        Scale of the first layer's int8 input.  None takes ``max|x| / 127`` of the first call that
+        is not all zeros, with `x` as the layer's matrix stores its columns, and keeps it.
 
     Attributes
     ----------
@@ -105,12 +107,18 @@ class Chain:
     """
 
     def __init__(self, device, layers, in_scale=None):
+        if not isinstance(layers, list | tuple):
+            raise ArgumentTypeError("the layers of a chain must be a list, not "
+                                    f"{type(layers).__name__}")
         if not layers:
             raise ArgumentError("a chain must have at least one layer, not none")
         for i, layer in enumerate(layers):
             if isinstance(layer, tuple):
                 raise ArgumentError("elementwise products of layers need the index epilogue of "
-                                    "format kmeans; a bitserial chain takes layers only")
+                                    "format kmeans; other chains take layers only")
+            if not isinstance(layer, Layer):
+                raise ArgumentTypeError(f"layer {i} of the chain must be a Layer, as device.load "
+                                        f"returns it, not {type(layer).__name__}")
             if layer.device is not device:
                 raise ArgumentError(f"layer {i} of the chain belongs to another device")
             wanted = "float" if i == len(layers) - 1 else "int8"
@@ -123,70 +131,73 @@ class Chain:
                                     f"{b.q.shape[1]} inputs; they must be equal")
         self.device = device
         self.layers = list(layers)
-        self.in_scale = None if in_scale is None else float(np.float32(in_scale))
+        self.in_scale = positive("in_scale", in_scale)
         self.stats: dict = {}
         self.requantizations: list[Requantization] = []
         self._placed: list = []
-        self._images = None
+        self._releases: list = []
+        self._of = None, None       # images and input scale that it is placed for
 
-    def _scales(self):
-        """Input scale of every layer."""
-        return [self.in_scale, *(layer.out_scale for layer in self.layers[:-1])]
-
-    def _place(self, meter):
-        """Have the chain's images on the device."""
+    def _place(self, meter, in_scale):
+        """Have the chain's images on the device, for that scale of its input."""
         device = self.device
         for layer in self.layers:
             device._adapt(layer.q, 8)
         if not device.engine.epilogue:
             raise CapacityError(f"{device.url} is built without the epilogue that chains need")
-        if self._images is device.images:
+        if self._of == (device.images, in_scale):
             return
+        wanted = device.images, in_scale
         engine = device.engine
-        self.requantizations, images = [], []
+        requantizations, images = [], []
         for i, layer in enumerate(self.layers):
             q = layer.q
-            codes, scales, zeros = q.codes, q.scales, q.zeros
-            parameters = None
+            parameters, order = None, None
             if i < len(self.layers) - 1:
-                factor, following = self._requantize(i), self.layers[i + 1].q
+                factor, following = self._requantize(i, in_scale), self.layers[i + 1].q
+                requantizations.append(factor)
+                in_scale = layer.out_scale
                 # The device writes results in order; this order is the one LOAD expects.
-                source = _stream_order(following, engine)
-                real = source >= 0
-                rows = np.where(real, source, 0)
-                codes = np.where(real[:, None], codes[rows], 0).astype(np.uint8)
-                scales = np.where(real[:, None], scales[rows], 0).astype(np.uint16)
-                zeros = None if zeros is None else zeros[rows]
-                unit = 2 ** (q.config.bits - 1)
+                order = _stream_order(following, engine)
+                real, rows = order >= 0, np.maximum(order, 0)
+                unit = 2 ** (q.planes - 1)
                 parameters = {
                     "bias": np.where(real, factor.bias[rows] // unit, 0),
                     "multiplier": np.where(real, factor.multiplier[rows], MULTIPLIER_MIN),
                     "shift": np.where(real, factor.shift[rows], 0)}
-            images.append(pack(codes, q.config.bits, scales, zeros, q.config.group_size, engine,
-                               parameters))
+            images.append(pack(q, engine, parameters, order))
+        for release in self._releases:
+            release()
+        device._give_back()
+        self._placed, self._releases, self._of = [], [], (None, None)
         for image in images:
             meter.expect(device.images.missing(image))
-        self._placed = []
         for image in images:
             resident = device.images.place(image, meter)
-            weakref.finalize(self, device.images.release, resident)
+            self._releases.append(
+                weakref.finalize(self, device._gone.append, (device.images, resident)))
             self._placed.append((image, LayerCode.at(resident.address, image)))
-        self._images = device.images
+        self.requantizations = requantizations
+        self._of = wanted
 
-    def _requantize(self, i):
+    def _requantize(self, i, in_scale):
         layer, following = self.layers[i], self.layers[i + 1].q
-        scale_in, scale_out = self._scales()[i], layer.out_scale
-        unit = layer.q.row_scale.astype(np.float64) * scale_in
-        factor = unit / scale_out
+        unit = layer.q.row_scale.astype(np.float64) * in_scale
+        fold = np.ones(len(unit))
         if following.input_scale is not None:
             # x'[j] = x[permutation[j]] * input_scale[j], folded into this layer's rows.
-            order = np.arange(len(factor)) if following.permutation is None \
-                else following.permutation
-            factor[order] *= following.input_scale
-        bias = np.zeros(len(factor)) if layer.bias is None else layer.bias / unit
-        self.requantizations.append(requantization(factor, bias, layer.q.config.bits))
-        return self.requantizations[-1]
+            order = slice(None) if following.permutation is None else following.permutation
+            fold[order] = following.input_scale
+        factor = unit / layer.out_scale * fold
+        values = np.zeros(len(unit)) if layer.bias is None else layer.bias
+        bias = values / unit
+        # A row of zeros gives its bias and has no unit: take one in which the result is exact.
+        zero = ~layer.q.scales.any(axis=1) & (factor > 0)
+        factor[zero] = 2.0**-20
+        bias[zero] = np.clip(np.rint(values / layer.out_scale * fold), -127, 127)[zero] * 2**20
+        return requantization(factor, bias, layer.q.planes)
 
+    @exclusive
     def __call__(self, x, progress=None):
         """Apply the chain.
 
@@ -204,11 +215,16 @@ class Chain:
         meter = Meter(progress)
         first, last = self.layers[0], self.layers[-1]
         flat, lead = activations.check(x, first.q.shape[1])
-        if self.in_scale is None:
-            self.in_scale = float(np.float32(np.abs(flat).max(initial=0)) / np.float32(127)) or 1.0
-        self._place(meter)
+        stored = activations.stored(flat, first.q)
+        found = self.in_scale
+        if found is None:
+            found = float(np.abs(stored).max(initial=0) / np.float32(127)) or None
+        in_scale = found or 1.0         # zeros have any scale
+        with np.errstate(over="ignore"):
+            xq = np.clip(np.rint(stored / np.float32(in_scale)), -127, 127).astype(np.int16)
+        self._place(meter, in_scale)
+        self.in_scale = found           # not of a call that was refused
         device, engine = self.device, self.device.engine
-        xq = self.quantize(flat)
         images = [image for image, _ in self._placed]
         groups = -(-len(xq) // engine.rows)
         # Beats of a group before every layer, and of its results; all start at multiples of rows.
@@ -252,15 +268,12 @@ class Chain:
                     acc[t] = collect(beats[g * results:(g + 1) * results], images[-1].tiles, engine,
                                      last.q.shape[0])[:len(acc[t])]
         macs = [int(np.prod(layer.q.shape)) for layer in self.layers]
-        ideal = sum(n / engine.peak_macs(layer.q.config.bits)
+        ideal = sum(n / engine.peak_macs(layer.q.planes * layer.q.codebooks)
                     for n, layer in zip(macs, self.layers))
-        self.stats = figures(total, engine, len(xq), sum(macs), sum(macs) / ideal)
-        return real(acc, last, self._scales()[-1]).reshape(*lead, last.q.shape[0])
-
-    def quantize(self, x):
-        """int8 input of the first layer, in its stored order: int16 [M, K]."""
-        x = activations.stored(x, self.layers[0].q)
-        return np.clip(np.rint(x / np.float32(self.in_scale)), -127, 127).astype(np.int16)
+        padding = 1 - sum(macs) / sum(n / (1 - image.padding) for n, image in zip(macs, images))
+        self.stats = figures(total, engine, len(xq), sum(macs), sum(macs) / ideal, padding)
+        scale = in_scale if first is last else self.layers[-2].out_scale
+        return real(acc, last, scale).reshape(*lead, last.q.shape[0])
 
 
 def _stream_order(q, engine):

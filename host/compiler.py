@@ -15,7 +15,9 @@ class LayerCode:
     Attributes
     ----------
     tiles : list of (beat address, column steps)
-    k_tiles, planes : int
+    k_tiles, planes, codebooks : int
+    centroids : (beat address, beats)
+        Of the codebooks; no beats where there are none.
     zero, requant : bool
     """
 
@@ -23,6 +25,8 @@ class LayerCode:
     k_tiles: int
     planes: int
     zero: bool
+    codebooks: int = 1
+    centroids: tuple = (0, 0)
     requant: bool = False
 
     @classmethod
@@ -30,10 +34,11 @@ class LayerCode:
         """The code of a :class:`host.pack.Image` that lies at a beat address."""
         return cls(tiles=[(address + beat, steps) for beat, steps in image.tiles],
                    k_tiles=image.k_tiles, planes=image.planes, zero=image.zero,
+                   codebooks=image.codebooks, centroids=(address, image.centroids),
                    requant=image.requant)
 
 
-def _prepare(config, address, local, tiles, *, unsigned, load, first):
+def _prepare(config, address, local, tiles, *, unsigned, codebooks, load, first):
     """LOAD and BUILD of `tiles` K tiles; the first tile by itself where nothing hides it."""
     beats, words = config.tile_beats, config.tile_slots
     done = 0
@@ -41,16 +46,18 @@ def _prepare(config, address, local, tiles, *, unsigned, load, first):
         if load:
             yield Instruction.make("LOAD", count=part * beats, local=local + done * words,
                                    address=address + done * beats)
-        yield Instruction.make("BUILD", tiles=part, local=local + done * words, unsigned=unsigned)
+        yield Instruction.make("BUILD", tiles=part, local=local + done * words, unsigned=unsigned,
+                               codebooks=codebooks)
         done += part
 
 
 def _chunks(config, layer, passes):
     """How a K walk is cut to fit the activation buffer: (resident, list of (first, tiles))."""
     words = config.tile_slots
-    if passes * layer.k_tiles * words <= config.activation_depth:
+    if passes * layer.k_tiles * words <= config.activation_depth \
+            and layer.k_tiles * layer.codebooks <= 2**10:
         return True, [(0, layer.k_tiles)]
-    most = min(config.activation_depth // words, 2**10)
+    most = min(config.activation_depth // words, 2**10 // layer.codebooks)
     return False, [(k, min(most, layer.k_tiles - k)) for k in range(0, layer.k_tiles, most)]
 
 
@@ -80,6 +87,9 @@ def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
     resident, chunks = _chunks(config, layer, passes)
     k_beats = 2 * layer.zero        # of a K tile
     program = []
+    address, count = layer.centroids
+    if count:
+        program.append(Instruction.make("LOAD", codebook=1, count=count, address=address))
     first = True
     for activations, results in groups:
         for number, (address, steps) in enumerate(layer.tiles):
@@ -89,12 +99,13 @@ def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
                 prepare = list(_prepare(
                     config, activations + (p * layer.k_tiles + k) * beats,
                     p * layer.k_tiles * words if resident else 0, tiles,
-                    unsigned=p == 1, load=not (resident and number), first=first))
+                    unsigned=p == 1, codebooks=layer.codebooks,
+                    load=not (resident and number), first=first))
                 gather = Instruction.make(
                     "LMMA", first=index == 0, last=last, zero=layer.zero,
                     high=passes == 2 and p == 0, requant=layer.requant, planes=layer.planes,
-                    tiles=tiles, columns=steps,
-                    address=address + k * (k_beats + steps * layer.planes))
+                    tiles=tiles * layer.codebooks, columns=steps,
+                    address=address + k * layer.codebooks * (k_beats + steps * layer.planes))
                 # The queues hold one instruction each: what starts first comes first.
                 split = 2 if prepare[0].opcode is Opcode.LOAD else 1
                 program += prepare[:split]

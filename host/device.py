@@ -1,7 +1,10 @@
 """Devices and layers: what a user holds to multiply by quantised matrices on an FPGA."""
 
+import threading
 import time
 import weakref
+from collections import deque
+from functools import wraps
 from types import MappingProxyType
 from typing import Any
 
@@ -11,6 +14,7 @@ from hdl.config import ISA_VERSION, REGISTERS_VERSION, engine_of
 from hdl.isa import Instruction, assemble
 from hdl.registers import COUNTERS, MAGIC, REGISTERS, Error, Space, Status, base_of
 from host import activations
+from host.arguments import choice, positive
 from host.compiler import LayerCode, matmul_program
 from host.directory import Images
 from host.errors import (
@@ -21,6 +25,8 @@ from host.errors import (
     LinkTimeout,
     ProgramError,
 )
+from host.formats.common import array_of, integer
+from host.matrix import QuantizedMatrix
 from host.pack import packed
 from host.progress import Meter
 from host.results import collect, figures, real, result_beats
@@ -39,8 +45,30 @@ _REASONS = {
 }
 
 
-class Device:
+def exclusive(method):
+    """Have threads take turns: for methods of a device, or of what has one as its `device`."""
+    @wraps(method)
+    def turn(self, *arguments, **options):
+        device = getattr(self, "device", self)
+        with device._lock:
+            device._give_back()
+            return method(self, *arguments, **options)
+    return turn
+
+
+class Bound:
+    """What is of no use outside its process."""
+
+    def __reduce__(self):
+        raise ArgumentTypeError(f"a {type(self).__name__} cannot be copied or pickled, for it is "
+                                "bound to an open device; copy the matrices and open another")
+
+
+class Device(Bound):
     """A device behind a transport.
+
+    Threads may share it and its layers and chains: they take turns, a whole call each, and one
+    that closes it waits for the call under way.
 
     Parameters
     ----------
@@ -62,7 +90,13 @@ class Device:
         self.transport = transport
         self.generation = 0
         self._closed = False
-        self._identify()
+        self._lock = threading.RLock()
+        self._gone = deque()    # (images, resident) of layers that are; finalisers append to it
+        try:
+            self._identify()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def url(self):
@@ -80,25 +114,49 @@ class Device:
     def __exit__(self, *error):
         self.close()
 
+    @exclusive
     def close(self):
         """Release the device; its layers cannot be called any more."""
         if not self._closed:
             self._closed = True
             self.transport.close()
 
+    def _check_open(self):
+        if self._closed:
+            raise DeviceError(f"{self.url} is closed")
+
+    def _read(self, address, nbytes):
+        self._check_open()
+        return self.transport.read(address, nbytes)
+
+    def _write(self, address, data):
+        self._check_open()
+        self.transport.write(address, data)
+
+    def _give_back(self):
+        """Release what layers left that are gone: a finaliser runs on any thread, amid anything."""
+        while self._gone:
+            images, resident = self._gone.popleft()
+            images.release(resident)
+
     # Registers
 
+    @exclusive
     def read_register(self, name):
         """Value of a register, or a list where it is a row of them."""
-        register = REGISTERS[name]
-        data = self.transport.read(base_of(Space.REGISTERS) + register.offset, 4 * register.count)
+        register = REGISTERS[choice("register", name, tuple(REGISTERS))]
+        data = self._read(base_of(Space.REGISTERS) + register.offset, 4 * register.count)
         values = np.frombuffer(data, "<u4").tolist()
         return values if register.count > 1 else values[0]
 
+    @exclusive
     def write_register(self, name, value):
         """Write a register."""
-        self.transport.write(base_of(Space.REGISTERS) + REGISTERS[name].offset,
-                             int(value).to_bytes(4, "little"))
+        register = REGISTERS[choice("register", name, tuple(REGISTERS))]
+        value = integer(name, value)
+        if not 0 <= value < 2**32:
+            raise ArgumentError(f"{name} must be in 0..{2**32 - 1}, not {value}")
+        self._write(base_of(Space.REGISTERS) + register.offset, value.to_bytes(4, "little"))
 
     def _identify(self):
         magic = self.read_register("MAGIC")
@@ -118,13 +176,19 @@ class Device:
         if self.read_register("STATUS") == Status.RUNNING:
             self.reset()
         self.images = Images(self)
-        self.memory = self.images.memory
 
+    @exclusive
     def reset(self):
         """Stop whatever runs and bring the engine to its initial state; memory is kept."""
         self.write_register("CONTROL", 2)
 
     # Memory
+
+    @property
+    @exclusive
+    def memory(self):
+        """host.memory.Allocator: who has which part of the memory."""
+        return self.images.memory
 
     @property
     def _side_stride(self):
@@ -137,6 +201,7 @@ class Device:
         """Bytes that a beat with its sideband takes on the link."""
         return self.engine.beat_bytes + self._side_stride
 
+    @exclusive
     def write_beats(self, address, data, side=None, meter=None):
         """Write beats and, where given, their sidebands.
 
@@ -158,16 +223,18 @@ class Device:
         for start, array in parts:
             content = array.tobytes()
             for piece in (meter or Meter()).pieces(len(content)):
-                self.transport.write(start + piece.start, content[piece])
+                self._write(start + piece.start, content[piece])
 
+    @exclusive
     def read_beats(self, address, count, meter=None):
         """`count` beats from `address`: uint8 [count, beat_bytes]."""
         size = self.engine.beat_bytes
         start = base_of(Space.MEMORY) + address * size
-        data = b"".join(self.transport.read(start + piece.start, piece.stop - piece.start)
+        data = b"".join(self._read(start + piece.start, piece.stop - piece.start)
                         for piece in (meter or Meter()).pieces(count * size))
         return np.frombuffer(data, np.uint8).reshape(count, size)
 
+    @exclusive
     def forget(self):
         """Drop the weights that the device keeps although no layer uses them any more.
 
@@ -177,6 +244,7 @@ class Device:
 
     # Programs
 
+    @exclusive
     def run(self, program, *, timeout=None):
         """Run a program to its end.
 
@@ -185,7 +253,7 @@ class Device:
         program : list of Instruction
             Without the final HALT.
         timeout : float or None
-            Seconds; None derives it from the work in the program.
+            Seconds, on a simulated device of simulated time.  None is 30 s, or 60 s simulated.
 
         Returns
         -------
@@ -199,6 +267,12 @@ class Device:
         LinkTimeout
             It did not stop in time; it was reset.
         """
+        self._check_open()
+        if not isinstance(program, list | tuple) \
+                or not all(isinstance(i, Instruction) for i in program):
+            raise ArgumentTypeError("program must be a list of Instruction, not "
+                                    f"{type(program).__name__} {program!r:.80}")
+        timeout = positive("timeout", timeout)
         program = [*program, Instruction.make("HALT")]
         code = np.frombuffer(assemble(program, self.engine.beat_bytes), np.uint8)
         with self.memory.hold(len(program)) as address:
@@ -207,7 +281,7 @@ class Device:
             self.write_register("CONTROL", 1)
             try:
                 self._wait(timeout)
-            except LinkTimeout:
+            except (LinkTimeout, KeyboardInterrupt):
                 self.reset()
                 raise
         status = self.read_register("STATUS")
@@ -234,6 +308,7 @@ class Device:
 
     # Layers
 
+    @exclusive
     def load(self, q, bias=None, activation=None, out="float", out_scale=None, progress=None):
         """Compile a quantised matrix for this device and upload it, unless it is there already.
 
@@ -255,9 +330,11 @@ class Device:
         -------
         Layer
         """
+        self._check_open()
         return Layer(self, q, bias=bias, activation=activation, out=out, out_scale=out_scale,
                      progress=progress)
 
+    @exclusive
     def chain(self, layers, in_scale=None):
         """Layers applied one after the other without leaving the device.
 
@@ -274,28 +351,30 @@ class Device:
         """
         from host.chain import Chain
 
+        self._check_open()
         return Chain(self, layers, in_scale)
 
     def _adapt(self, q, bits):
         """Make sure that the engine can run `q`; a simulated device becomes one that can."""
-        engine = self.engine
+        self._check_open()
+        needs = q.needs(bits)
         adapt = getattr(self.transport, "adapt", None)
-        if adapt is not None and adapt(engine, q, bits):
+        if adapt is not None and adapt(self.engine, q, needs):
             self.generation += 1
             self._identify()
             return
+        engine = self.engine
         if engine.format != q.format:
             raise DeviceError(f"{self.url} is built for {engine.format}, the matrix is {q.format}: "
                               f"build the board with --format {q.format}")
-        if bits > engine.activation_bits:
-            raise DeviceError(f"{self.url} takes int8 activations, not int16: build the board "
-                              "with activation_bits=16")
-        if q.zeros is not None and not engine.zero_points:
-            raise DeviceError(f"{self.url} is built without zero points: quantise with "
-                              "scheme='symmetric' or build the board with zero_points=True")
+        for name, value in needs.items():
+            if getattr(engine, name) != value:
+                raise DeviceError(f"{self.url} is built with {name}={getattr(engine, name)}; this "
+                                  f"matrix and its activations need {name}={value}: build the "
+                                  "board so, or quantise otherwise")
 
 
-class Layer:
+class Layer(Bound):
     """A quantised matrix on a device.
 
     Call it with float tokens; :meth:`integers` takes integers.  Frees its memory when nothing
@@ -304,32 +383,31 @@ class Layer:
 
     def __init__(self, device, q, *, bias, activation, out, out_scale, progress=None):
         meter = Meter(progress)
-        if out not in ("float", "int8", "index"):
-            raise ArgumentError(f"out must be 'float', 'int8' or 'index', not {out!r}")
-        if out == "index":
+        if not isinstance(q, QuantizedMatrix):
+            raise ArgumentTypeError("q must be a QuantizedMatrix, as host.quantize and host.load "
+                                    f"return it, not {type(q).__name__}")
+        if choice("out", out, ("float", "int8", "index")) == "index":
             raise ArgumentError(f"a layer of format {q.format} has out='float' or 'int8', not "
                                 "'index': its activations are not indexes")
-        if out_scale is None:
+        if out == "int8" and out_scale is None:
             out_scale = q.output_scale
-        if out == "int8" and (out_scale is None or not 0 < out_scale < np.inf):
-            raise ArgumentError("out='int8' needs a positive finite out_scale (or q.output_scale "
-                                f"from calibration), not {out_scale!r}")
-        if activation not in (None, "relu"):
-            raise ArgumentError(f"activation must be None or 'relu', not {activation!r}")
+            if out_scale is None:
+                raise ArgumentError("out='int8' needs an out_scale, for the matrix has no "
+                                    "output_scale from calibration")
         self.device = device
         self.q = q
         self.out = out
-        self.activation = activation
+        self.out_scale = positive("out_scale", out_scale)
+        self.activation = choice("activation", activation, (None, "relu"))
         N, _ = q.shape
         if bias is not None:
-            bias = np.asarray(bias)
+            bias = array_of("bias", bias, "iuf")
             if bias.shape != (N,):
                 raise ArgumentError(f"bias must have shape [{N}], not {list(bias.shape)}")
-            if not np.isfinite(bias).all():
-                raise ArgumentError("bias must be finite")
             bias = bias.astype(np.float64)
+            if not np.isfinite(bias).all():
+                raise ArgumentError(f"bias must be finite, not {bias[~np.isfinite(bias)][0]}")
         self.bias = bias
-        self.out_scale = None if out_scale is None else float(np.float32(out_scale))
         self._stats: dict[str, Any] = {}
         self._image: Any = None
         self._code: Any = None
@@ -343,17 +421,16 @@ class Layer:
         """Have the matrix on the device, for activations of `bits` bits."""
         if self._freed:
             raise DeviceError("this layer was freed")
-        if self.device._closed:
-            raise DeviceError(f"{self.device.url} is closed")
-        self._prove(bits)
         device = self.device
+        device._check_open()
+        self._prove(bits)
         device._adapt(self.q, bits)
         if self._images is device.images:
             return
         image = packed(self.q, device.engine)
         meter.expect(device.images.missing(image))
         resident = device.images.place(image, meter)
-        self._release = weakref.finalize(self, device.images.release, resident)
+        self._release = weakref.finalize(self, device._gone.append, (device.images, resident))
         self._image, self._code = image, LayerCode.at(resident.address, image)
         self._images = device.images
 
@@ -366,6 +443,7 @@ class Layer:
                 f"accumulators must stay below {limit} bits for {bits}-bit activations; this "
                 f"matrix can reach {bound.bit_length()} bits: split it along K or use fewer bits")
 
+    @exclusive
     def free(self):
         """Give the layer's memory back.
 
@@ -375,17 +453,19 @@ class Layer:
             self._freed = True
             if self._release is not None:
                 self._release()
+                self.device._give_back()
 
     @property
     def stats(self):
-        """Mapping of figures of the last call.
+        """Mapping of figures of the last call, whichever thread made it.
 
         ``cycles`` (first instruction to last result), ``gather_cycles``, the other counters of
         :data:`hdl.registers.COUNTERS`, ``peak_macs_per_cycle``, ``utilization``, ``bytes_read``,
-        ``bytes_written``, ``tokens``.
+        ``bytes_written``, ``tokens``, ``padding`` (part of the codes that is padding).
         """
         return MappingProxyType(self._stats)
 
+    @exclusive
     def __call__(self, x, progress=None):
         """``x @ W.T + bias``; float outputs only.
 
@@ -408,6 +488,7 @@ class Layer:
         acc = self._accumulate(xq, 8, Meter(progress))
         return real(acc, self, scale.astype(np.float64)[:, None]).reshape(*lead, N)
 
+    @exclusive
     def integers(self, xq, progress=None):
         """Accumulators for integer activations.
 
@@ -423,16 +504,14 @@ class Layer:
         int64 [..., N]
         """
         N, K = self.q.shape
-        xq = np.asarray(xq)
-        if xq.dtype.kind not in "iu":
-            raise ArgumentTypeError(f"activations must be integers, not {xq.dtype}")
+        xq = array_of("activations", xq, "iu")
         if xq.ndim < 1 or xq.shape[-1] != K:
             raise ArgumentError(f"activations must have shape [..., {K}], not {list(xq.shape)}")
-        flat = xq.reshape(-1, K).astype(np.int64)
-        low, high = flat.min(initial=0), flat.max(initial=0)
+        low, high = xq.min(initial=0), xq.max(initial=0)
         if low < -32768 or high > 32767:
             raise ArgumentError("activations must fit int16, -32768..32767, not "
                                 f"{low if low < -32768 else high}")
+        flat = xq.reshape(-1, K).astype(np.int64)
         bits = 8 if -127 <= low and high <= 127 else 16
         return self._accumulate(flat, bits, Meter(progress)).reshape(*xq.shape[:-1], N)
 
@@ -479,5 +558,6 @@ class Layer:
                     out[t] = collect(beats[g * group_out:(g + 1) * group_out], image.tiles,
                                      engine, N)[:len(out[t])]
         self._stats = figures(total, engine, M, N * K,
-                              engine.peak_macs(self.q.config.bits * passes))
+                              engine.peak_macs(self.q.planes * self.q.codebooks * passes),
+                              image.padding)
         return out

@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from host.errors import ArgumentError, FileError, LutraError
+from host.errors import ArgumentError, ArgumentTypeError, FileError, LutraError
 
 __all__ = ["QuantizedMatrix", "load"]
 
@@ -41,7 +41,7 @@ def check_array(name, array, dtype, shape, meaning):
     Returns
     -------
     ndarray
-        A read-only, C-contiguous view (a copy only if `array` is not contiguous).
+        A read-only, C-contiguous copy: nobody else can change it.
     """
     dtype = np.dtype(dtype)
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
@@ -53,9 +53,18 @@ def check_array(name, array, dtype, shape, meaning):
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise ArgumentError(f"{name} must be finite, got "
                             f"{array[~np.isfinite(array)][0]} among its values")
-    array = np.ascontiguousarray(array).view()
+    array = np.array(array, order="C")
     array.flags.writeable = False
     return array
+
+
+def path_of(path):
+    """A path as text, for messages and for libraries that take nothing else."""
+    try:
+        return os.fsdecode(path)
+    except TypeError:
+        raise ArgumentTypeError("path must be a str, bytes or os.PathLike, not "
+                                f"{path!r:.80}") from None
 
 
 def pack_bits(values, bits):
@@ -128,12 +137,23 @@ class QuantizedMatrix(ABC):
                 raise ArgumentError(f"permutation must hold each of 0..{K - 1} exactly once")
         if input_scale is not None:
             input_scale = check_array("input_scale", input_scale, np.float32, (K,), "[K]")
+        if isinstance(output_scale, bool) or not isinstance(
+                output_scale, int | float | np.integer | np.floating | None):
+            raise ArgumentTypeError("output_scale must be a real number or None, "
+                                    f"got {output_scale!r:.80}")
         if output_scale is not None and not 0 < output_scale <= _FLOAT32_LIMIT:
             raise ArgumentError("output_scale must be a positive float32 or None, "
                                 f"got {output_scale!r}")
         self.permutation = permutation
         self.input_scale = input_scale
         self.output_scale = None if output_scale is None else float(output_scale)
+
+    def __setstate__(self, state):
+        # Of pickle and copy, which make arrays that can be written to.
+        self.__dict__.update(state)
+        for value in state.values():
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False
 
     def _check_magnitude(self, largest):
         """Refuse weights whose largest representable magnitude overflows float32."""
@@ -142,6 +162,30 @@ class QuantizedMatrix(ABC):
         if largest > _FLOAT32_LIMIT:
             raise ArgumentError(f"weights must stay within float32 (up to {_FLOAT32_LIMIT:.3g}), "
                                 f"but the largest code and scale give {largest:.3g}")
+
+    # What the packer and the figures ask of a matrix.
+
+    planes = 1
+    """Bit planes of a code, each a gather of its own."""
+    codebooks = 1
+    """Codebooks whose entries add up, each a gather of its own."""
+    zeros: np.ndarray | None = None
+    """Zero points [N, groups], where the format has them."""
+
+    @property
+    @abstractmethod
+    def row_bound(self):
+        """int: the largest sum of the magnitudes of an output row's integer weights."""
+
+    @abstractmethod
+    def needs(self, bits):
+        """Parameters that an engine of the format must have for activations of `bits` bits.
+
+        Returns
+        -------
+        dict
+            :class:`hdl.config.EngineConfig` field -> value.
+        """
 
     # What a format has to provide.
 
@@ -244,9 +288,15 @@ class QuantizedMatrix(ABC):
 
         Parameters
         ----------
-        path : str or os.PathLike
+        path : str, bytes or os.PathLike
             Replaced if it exists.
+
+        Raises
+        ------
+        FileError
+            The file cannot be written.
         """
+        name = path_of(path)
         metadata = {"lutra": FILE_VERSION, "format": self.format,
                     "config": json.dumps(dataclasses.asdict(self.config)),
                     "shape": json.dumps(self.shape), "digest": self.digest}
@@ -259,10 +309,10 @@ class QuantizedMatrix(ABC):
             tensors["input_scale"] = self.input_scale
         data = safetensors.numpy.save(tensors, metadata)
         try:
-            with open(path, "wb") as file:
+            with open(name, "wb") as file:
                 file.write(data)
-        except OSError as error:
-            raise FileError(f"{os.fspath(path)}: cannot be written: {error}") from error
+        except (OSError, ValueError) as error:      # ValueError: "\0" in the path
+            raise FileError(f"{name}: cannot be written: {error}") from error
 
     def __repr__(self):
         N, K = self.shape
@@ -275,7 +325,7 @@ def load(path):
 
     Parameters
     ----------
-    path : str or os.PathLike
+    path : str, bytes or os.PathLike
 
     Returns
     -------
@@ -290,7 +340,7 @@ def load(path):
     # Each format imports the base class from this module.
     from host.formats import FORMATS
 
-    name = os.fspath(path)
+    name = path_of(path)
     try:
         with safetensors.safe_open(name, "np") as file:
             metadata = file.metadata() or {}
@@ -317,7 +367,9 @@ def load(path):
             return matrix
     except LutraError as error:
         raise FileError(f"{name}: {error}") from error
-    except (OSError, safetensors.SafetensorError) as error:
+    except RecursionError:
+        raise FileError(f"{name}: its metadata are nested too deeply") from None
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise FileError(f"{name}: not a readable safetensors file: {error}") from error
 
 
@@ -328,17 +380,17 @@ def _parse(metadata, config_class):
         try:
             values[key] = json.loads(metadata.get(key, "null"))
         except ValueError as error:
-            raise FileError(f"metadata {key!r} must be JSON, got {metadata[key]!r}") from error
+            raise FileError(f"metadata {key!r} must be JSON, got {metadata[key]!r:.80}") from error
     shape, output_scale = values["shape"], values["output_scale"]
     if (not isinstance(shape, list) or len(shape) != 2
             or not all(type(size) is int and size >= 1 for size in shape)):
-        raise FileError(f"metadata 'shape' must be two sizes [N, K], got {shape!r}")
+        raise FileError(f"metadata 'shape' must be two sizes [N, K], got {shape!r:.80}")
     if output_scale is not None and not isinstance(output_scale, int | float):
-        raise FileError(f"metadata 'output_scale' must be a number, got {output_scale!r}")
+        raise FileError(f"metadata 'output_scale' must be a number, got {output_scale!r:.80}")
     names = {field.name for field in dataclasses.fields(config_class)}
     if not isinstance(values["config"], dict) or set(values["config"]) != names:
         raise FileError(f"metadata 'config' must have the fields {', '.join(sorted(names))}, "
-                        f"got {values['config']!r}")
+                        f"got {values['config']!r:.80}")
     return config_class(**values["config"]), tuple(shape), output_scale
 
 

@@ -4,6 +4,7 @@ import os
 
 from host.device import Device
 from host.errors import ArgumentError, ArgumentTypeError
+from host.progress import check_progress
 
 __all__ = ["open"]
 
@@ -37,6 +38,7 @@ def open(url=None, *, progress=None):
         url = os.environ.get("LUTRA_DEVICE") or DEFAULT_URL
     if not isinstance(url, str):
         raise ArgumentTypeError(f"a device URL must be a string, not {url!r}")
+    check_progress(progress)
     scheme, colon, _ = url.partition(":")
     if scheme == "sim" and colon:
         from sim.device import open_sim

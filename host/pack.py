@@ -1,8 +1,9 @@
 """Weight images: a quantised matrix as the beats that an engine gathers.
 
-An image is ``[N tile][K tile][column step][plane, most significant first]``, one beat each.  Where
-the matrix has zero points, each K tile starts with two beats whose codes are all plus and all
-minus: they make the array sum its activations.
+An image is ``[N tile][K tile][codebook][column step][plane, most significant first]``, one beat
+each.  Where the matrix has zero points, each K tile starts with two beats whose codes are all plus
+and all minus: they make the array sum its activations.  Where it has codebooks, the image starts
+with them.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from hdl.config import MAX_DIM, MIN_COLUMNS, EngineConfig
-from hdl.layout import PARAMETER_BITS, PARAMETER_FIELDS, lane_positions, side_fields
+from hdl.layout import PARAMETER_FIELDS, lane_positions, side_fields
 from host.errors import CapacityError
 
 __all__ = ["Image", "pack", "packed", "spread"]
@@ -33,11 +34,16 @@ class Image:
     tiles : list of (first beat, column steps)
         The N tiles.
     k_tiles : int
-    planes : int
+    planes, codebooks : int
+        Beats of codes per column step and K tile: of each codebook, one per plane.
+    centroids : int
+        Beats of centroids, before the first tile.
     zero, requant : bool
         Whether K tiles start with sum beats; whether columns of the last start with parameters.
     positions : int [K]
         Where each stored column lies in the padded K.
+    padded_k : int
+        K as the engine walks it.
     padding : float
         Part of the codes that is padding.
     """
@@ -47,15 +53,13 @@ class Image:
     tiles: list
     k_tiles: int
     planes: int
+    codebooks: int
+    centroids: int
     zero: bool
     requant: bool
     positions: np.ndarray
+    padded_k: int
     padding: float
-
-    @property
-    def padded_k(self):
-        """K as the engine walks it."""
-        return self.k_tiles * (self.data.shape[1] * 8 // self._columns)
 
     @cached_property
     def digest(self):
@@ -64,8 +68,6 @@ class Image:
         sha.update(self.data.tobytes())
         sha.update(self.side.tobytes())
         return sha.digest()[:16]
-
-    _columns: int = 1
 
 
 _packed: WeakKeyDictionary = WeakKeyDictionary()
@@ -85,8 +87,7 @@ def packed(q, config: EngineConfig):
     """
     images = _packed.setdefault(q, {})
     if config not in images:
-        images[config] = pack(q.codes, q.config.bits, q.scales, q.zeros, q.config.group_size,
-                              config)
+        images[config] = pack(q, config)
     return images[config]
 
 
@@ -106,14 +107,13 @@ def spread(K, group_size, config: EngineConfig):
     return positions, -(-last // config.tile_k) * config.tile_k
 
 
-def _code_beats(codes, bits, padded, positions, config):
-    """Gather codes as bits: uint8 [N, tiles, planes, tile_k] of 0 and 1."""
-    N = codes.shape[0]
+def _plane_codes(q, rows, padded, positions, config):
+    """Codes of a bit-serial matrix as bits: uint8 [rows, tiles, 1, planes, column_code_bits]."""
     tile = config.tile_k
-    q = np.zeros((N, padded), np.uint8)
-    q[:, positions] = codes
-    planes = np.stack([q >> p & 1 for p in range(bits - 1, -1, -1)])      # [planes, N, padded]
-    planes = planes.reshape(bits, N, -1, tile).transpose(1, 2, 0, 3)
+    codes = np.zeros((len(rows), padded), np.uint8)
+    codes[:, positions] = q.codes[rows]
+    planes = np.stack([codes >> p & 1 for p in range(q.planes - 1, -1, -1)])
+    planes = planes.reshape(q.planes, len(rows), -1, 1, tile).transpose(1, 2, 3, 0, 4)
     # Bit 0 of a chunk says whether its first weight is minus; the others whether theirs differs
     # from it: the index into a half table and the sign of the entry.
     heads = np.repeat([lane[0] for lane in lane_positions(config)],
@@ -129,30 +129,65 @@ def _minus_bits(config):
     return bits
 
 
-def pack(codes, bits, scales, zeros, group_size, config: EngineConfig, parameters=None):
-    """Lay a bit-serial matrix out for an engine.
+def _centroid_codes(q, rows, padded, positions, config):
+    """Codes of a psumbook matrix as bits: uint8 [rows, tiles, codebooks, 1, column_code_bits]."""
+    v, b = config.v, config.b
+    codes = np.zeros((len(rows), padded // v, q.codebooks), np.uint8)
+    codes[:, positions[::v] // v] = q.codes[:, rows].transpose(1, 2, 0)
+    codes = codes.reshape(len(rows), -1, config.lanes, q.codebooks).transpose(0, 1, 3, 2)
+    return (codes[..., None] >> np.arange(b) & 1).reshape(*codes.shape[:3], 1, -1)
+
+
+_CODES = {"bitserial": _plane_codes, "psumbook": _centroid_codes}
+
+
+def _centroid_beats(q, config):
+    """Beats for the codebook buffer, four centroids each: uint8 [beats, beat_bytes]."""
+    if q.format != "psumbook":
+        return np.zeros((0, config.beat_bytes), np.uint8)
+    words = q.centroids.reshape(-1, 4, config.v).transpose(0, 2, 1).reshape(-1, 4 * config.v)
+    beats = np.zeros((len(words), config.beat_bytes), np.uint8)
+    beats[:, :words.shape[1]] = words.view(np.uint8)
+    return beats
+
+
+def _bytes(bits, size):
+    """Beats of bits, [..., beats, bits or fewer], as bytes: uint8 [beats, size]."""
+    packed = np.packbits(bits.reshape(-1, bits.shape[-1]), axis=1, bitorder="little")
+    beats = np.zeros((len(packed), size), np.uint8)
+    beats[:, :packed.shape[1]] = packed
+    return beats
+
+
+def pack(q, config: EngineConfig, parameters=None, order=None):
+    """Lay a matrix out for an engine.
 
     Parameters
     ----------
-    codes : uint8 [N, K]
-        Unsigned codes of `bits` bits.
-    scales : uint16 [N, G]
-    zeros : uint8 [N, G] or None
-    group_size : int or None
+    q : host.matrix.QuantizedMatrix
     config : EngineConfig
+        Of the matrix's format.
     parameters : dict of int arrays [N], or None
-        ``bias``, ``multiplier``, ``shift`` of the re-quantisation.
+        ``bias``, ``multiplier``, ``shift`` of the re-quantisation, per output of the image.
+    order : int array, or None
+        The matrix row of every output of the image; -1: an output that is 0.
 
     Returns
     -------
     Image
     """
-    N, K = codes.shape
+    N, K = q.shape
     if N > MAX_DIM or K > MAX_DIM:
         raise CapacityError(f"N and K must be at most {MAX_DIM}, not {N} and {K}")
-    C, T, tile = config.columns, config.scale_points, config.tile_k
+    order = np.arange(N) if order is None else np.asarray(order)
+    outputs = len(order)
+    scales = np.where(order[:, None] >= 0, q.scales[order], 0)
+    zeros = None if q.zeros is None else q.zeros[order]
+    group_size = q.config.group_size
+    planes, codebooks = q.planes, q.codebooks
+    C, T, width = config.columns, config.scale_points, config.column_code_bits
     positions, padded = spread(K, group_size, config)
-    k_tiles = padded // tile
+    k_tiles = padded // config.tile_k
 
     # Group of every scale point of every tile.
     reach = config.group_width
@@ -166,24 +201,27 @@ def pack(codes, bits, scales, zeros, group_size, config: EngineConfig, parameter
     G = scales.shape[1]
     real = group < G                        # beyond K there is only padding
     group = np.minimum(group, G - 1)
-    point_scales = np.where(real, scales[:, group], 0).reshape(N, k_tiles, T)
+    point_scales = np.where(real, scales[:, group], 0).reshape(outputs, k_tiles, T)
     point_zeros = None
     if zeros is not None:
-        point_zeros = np.where(real, zeros[:, group], 0).reshape(N, k_tiles, T)
+        point_zeros = np.where(real, zeros[:, group], 0).reshape(outputs, k_tiles, T)
 
     fields = side_fields(config)
     side_words = -(-config.side_bits // 32)
-    data_parts, side_parts, tiles = [], [], []
-    beats = 0
-    width = config.n_tile * C
-    for start in range(0, N, width):
-        n = min(width, N - start)
+    centroids = _centroid_beats(q, config)
+    data_parts = [centroids]
+    side_parts = [np.zeros((len(centroids), config.side_bits), np.uint8)]
+    tiles = []
+    beats = len(centroids)
+    tile_width = config.n_tile * C
+    for start in range(0, outputs, tile_width):
+        n = min(tile_width, outputs - start)
         steps = max(-(-n // C), MIN_COLUMNS)
-        rows = slice(start, start + n)
-        code = np.zeros((steps * C, k_tiles, bits, tile), np.uint8)
-        code[:n] = _code_beats(codes[rows], bits, padded, positions, config)
-        code = code.reshape(steps, C, k_tiles, bits, tile).transpose(2, 0, 3, 1, 4)
-        side = np.zeros((k_tiles, steps, bits, config.side_bits), np.uint8)
+        code = np.zeros((steps * C, k_tiles, codebooks, planes, width), np.uint8)
+        code[:n] = _CODES[q.format](q, order[start:start + n], padded, positions, config)
+        code = code.reshape(steps, C, k_tiles, codebooks, planes, width)
+        code = code.transpose(2, 3, 0, 4, 1, 5).reshape(k_tiles, codebooks, steps, planes, -1)
+        side = np.zeros((k_tiles, steps, planes, config.side_bits), np.uint8)
         for (c, t), (scale_at, zero_at) in fields.items():
             s = np.zeros((steps, k_tiles), np.uint16)
             mine = np.arange(c, n, C)
@@ -193,46 +231,41 @@ def pack(codes, bits, scales, zeros, group_size, config: EngineConfig, parameter
             if point_zeros is not None:
                 z = np.zeros((steps, k_tiles), np.uint8)
                 z[:len(mine)] = point_zeros[start + mine, :, t]
-                side[..., zero_at] = z.T[..., None] >> np.arange(bits - 1, -1, -1) & 1
-        first = beats
-        for k in range(k_tiles):
-            tile_data = code[k].reshape(steps, bits, C * tile)
-            tile_side = side[k]
-            if parameters is not None and k == k_tiles - 1:
+                side[..., zero_at] = z.T[..., None] >> np.arange(planes - 1, -1, -1) & 1
+        tiles.append((beats, steps))
+        for k, c in np.ndindex(k_tiles, codebooks):
+            tile_data, tile_side = code[k, c], side[k]
+            if parameters is not None and (k, c) == (k_tiles - 1, codebooks - 1):
                 extra = _parameter_beats(parameters, start, n, steps, config)
                 tile_data = np.concatenate([extra[:, None], tile_data], axis=1)
                 blank = np.zeros((steps, 1, config.side_bits), np.uint8)
                 tile_side = np.concatenate([blank, tile_side], axis=1)
-            tile_data = np.packbits(tile_data.reshape(-1, C * tile), axis=1, bitorder="little")
+            tile_data = _bytes(tile_data, config.beat_bytes)
             tile_side = tile_side.reshape(-1, config.side_bits)
             if zeros is not None:
-                sums = np.zeros((SUM_BEATS, C * tile), np.uint8)
+                sums = np.zeros((SUM_BEATS, C * width), np.uint8)
                 sums[1] = np.tile(_minus_bits(config), C)
-                sums = np.packbits(sums, axis=1, bitorder="little")
-                tile_data = np.concatenate([sums, tile_data])
+                tile_data = np.concatenate([_bytes(sums, config.beat_bytes), tile_data])
                 tile_side = np.concatenate(
                     [np.zeros((SUM_BEATS, config.side_bits), np.uint8), tile_side])
             data_parts.append(tile_data)
             side_parts.append(tile_side)
             beats += len(tile_data)
-        tiles.append((first, steps))
-    data = np.concatenate(data_parts)
-    bits_side = np.concatenate(side_parts)
     padded_side = np.zeros((beats, 32 * side_words), np.uint8)
-    padded_side[:, :config.side_bits] = bits_side
+    padded_side[:, :config.side_bits] = np.concatenate(side_parts)
     side = np.packbits(padded_side, axis=1, bitorder="little").view("<u4")
     total_steps = sum(steps for _, steps in tiles)
-    return Image(data=data, side=side, tiles=tiles, k_tiles=k_tiles, planes=bits,
+    return Image(data=np.concatenate(data_parts), side=side, tiles=tiles, k_tiles=k_tiles,
+                 planes=planes, codebooks=codebooks, centroids=len(centroids),
                  zero=zeros is not None, requant=parameters is not None, positions=positions,
-                 padding=1 - N * K / (total_steps * C * padded), _columns=C)
+                 padded_k=padded, padding=1 - N * K / (total_steps * C * padded))
 
 
 def _parameter_beats(parameters, start, n, steps, config):
     """Beats that hold the re-quantisation parameters of each column step: uint8 bits."""
     C = config.columns
-    beats = np.zeros((steps * C, config.tile_k), np.uint8)
+    beats = np.zeros((steps * C, config.column_code_bits), np.uint8)
     for name, (offset, width) in PARAMETER_FIELDS.items():
         value = np.asarray(parameters[name], np.int64)[start:start + n]
         beats[:n, offset:offset + width] = value[:, None] >> np.arange(width) & 1
-    assert PARAMETER_BITS <= config.tile_k
-    return beats.reshape(steps, C * config.tile_k)
+    return beats.reshape(steps, -1)

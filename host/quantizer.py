@@ -8,6 +8,7 @@ from ml_dtypes import bfloat16
 
 from host.errors import ArgumentError, ArgumentTypeError
 from host.formats import FORMATS
+from host.formats.common import as_array, integer
 from host.matrix import row_blocks
 from host.progress import check_progress
 
@@ -50,6 +51,9 @@ def quantize(W, format="bitserial", *, calibration=None, seed=0, progress=None, 
             raise ArgumentError(f"calibration must have the K = {W.shape[1]} columns of W, "
                                 f"got shape {calibration.shape}")
         output_scale = _output_scale(W, calibration)
+    seed = integer("seed", seed)
+    if seed < 0:
+        raise ArgumentError(f"seed must not be negative, got {seed}")
     progress = check_progress(progress)
     matrix = next(f.matrix for f in FORMATS.values() if f.config is type(config))
     return matrix.quantize(W, config, calibration=calibration, seed=seed,
@@ -105,7 +109,7 @@ def _format(name):
 
 
 def _floats(name, array, meaning):
-    array = np.asarray(array)
+    array = as_array(name, array)
     if array.dtype not in _DTYPES:
         raise ArgumentTypeError(f"{name} must be float16, bfloat16, float32 or float64, "
                                 f"got dtype {array.dtype}")

@@ -49,7 +49,7 @@ def real(acc, layer, scale):
     return np.maximum(y, 0) if layer.activation == "relu" else y
 
 
-def figures(counters, engine, tokens, macs, peak):
+def figures(counters, engine, tokens, macs, peak, padding):
     """The mapping that ``stats`` shows.
 
     Parameters
@@ -60,6 +60,8 @@ def figures(counters, engine, tokens, macs, peak):
     tokens : int
     macs : int
         Of one token, padding not counted.
+    padding : float
+        Part of the codes that is padding.
     peak : float
         Most multiply-accumulates per cycle.
     """
@@ -68,4 +70,5 @@ def figures(counters, engine, tokens, macs, peak):
         **counters, "gather_cycles": counters["gather_busy"], "peak_macs_per_cycle": peak,
         "utilization": tokens * macs / (cycles * peak) if cycles else 0.0,
         "bytes_read": counters["beats_read"] * (engine.code_bits + engine.side_bits) // 8,
-        "bytes_written": counters["beats_written"] * engine.beat_bytes, "tokens": tokens}
+        "bytes_written": counters["beats_written"] * engine.beat_bytes, "tokens": tokens,
+        "padding": padding}

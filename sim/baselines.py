@@ -24,11 +24,11 @@ from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from hdl.builder import SignedSumBuilder
 from hdl.config import EngineConfig, bits_for
 from hdl.errors import ConfigError
 from hdl.layout import lane_positions
 from hdl.parts import TableRAM, add, add_select, delay
+from hdl.signed_sums import SignedSumBuilder
 from hdl.tables import Tables
 from hdl.tree import Tree, tree_levels
 
@@ -128,14 +128,14 @@ class TableArray(_Array):
         against activation 0.
     group : In(lane groups)
         One bit per group: write its lanes.  All entries of a group must be written between two
-        swaps, in the order of :func:`hdl.builder.step_program` if `narrow`.
+        swaps, in the order of :func:`hdl.signed_sums.step_program` if `narrow`.
     entry : In
     entries : In(array of signed)
         One per builder; without `build`.
     odd : In(builders)
         Bit 0 of the activation that entered each builder's sum with this entry; without `build`.
     word, clear, double, negate : In
-        Of :class:`hdl.builder.SignedSumBuilder`, its latency before their entry; with `build`.
+        Of :class:`hdl.signed_sums.SignedSumBuilder`, its latency before their entry; with `build`.
     """
 
     def __init__(self, lanes, planes, *, builders=2, block_ram_blocks=0, build=False,
@@ -168,8 +168,9 @@ class TableArray(_Array):
         builders = self.config.builders
         if self.build:
             m.submodules.builder = builder = SignedSumBuilder(self.config)
-            m.d.comb += [builder.word.eq(self.word), builder.restart.eq(self.clear),
-                         builder.double.eq(self.double), builder.negate.eq(self.negate)]
+            m.d.comb += [builder.word.eq(self.word), builder.step.restart.eq(self.clear),
+                         builder.step.double.eq(self.double),
+                         builder.step.negate.eq(self.negate)]
             entries = builder.entries
             odd = delay(m, Cat(self.word[8 * b] for b in range(builders)), builder.LATENCY)
         else:

@@ -24,13 +24,12 @@ from rich.table import Table
 import host
 from hdl import commandline
 from hdl.commandline import progress_bar
-from hdl.config import MIN_COLUMNS, EngineConfig
-from hdl.store import spacing
-from host.pack import spread
+from hdl.config import EngineConfig
+from host.performance import matmul_cycles, one_pass
 from sim import digits, golden
 from sim.device import MEMORIES
 
-__all__ = ["Layer", "Plan", "estimate", "main", "pass_cycles", "read_reports"]
+__all__ = ["Layer", "Plan", "estimate", "main", "read_reports"]
 
 REPORTS = Path(__file__).parents[1] / "docs" / "reports"
 
@@ -82,30 +81,20 @@ class Layer:
     """A matmul that was simulated, as :func:`estimate` needs it."""
 
     shape: tuple
-    bits: int
+    planes: int
     group_size: int
     tokens: int
     cycles: int
 
-
-def pass_cycles(engine, shape, bits, group_size):
-    """Cycles and beats that gathering for one group of ``engine.rows`` tokens takes.
-
-    Returns
-    -------
-    cycles, beats : int
-    """
-    N, K = shape
-    k_tiles = spread(K, group_size, engine)[1] // engine.tile_k
-    steps = max(-(-N // engine.columns), MIN_COLUMNS)
-    return (steps * ((k_tiles - 1) * bits + max(bits, spacing(engine)[0])),
-            steps * k_tiles * bits)
+    def on(self, engine):
+        """What gathering it takes on an engine."""
+        return one_pass(engine, self.shape, planes=self.planes, group_size=self.group_size)
 
 
 # Boards, from what placing and routing them reported
 
 def read_reports(directory=REPORTS):
-    """Reports of ``python -m hdl.build`` for boards whose clock is known.
+    """Reports of ``python -m hdl.build``.
 
     Returns
     -------
@@ -119,8 +108,7 @@ def read_reports(directory=REPORTS):
         except ValueError as error:
             raise host.FileError(f"{path}: must be JSON: {error}") from error
         if isinstance(report, dict) and report.keys() >= {"board", "engine", "clock_hz", "memory"}:
-            if report.get("fmax_mhz"):
-                found.append(report | {"name": path.stem})
+            found.append(report | {"name": path.stem})
     return found
 
 
@@ -147,7 +135,8 @@ def estimate(report, layers, simulated):
         ``link_seconds``, what sending the weights once would add, where the link is known.
     """
     engine = EngineConfig.from_dict(report["engine"])
-    clock = min(report["clock_hz"], report["fmax_mhz"] * 1e6)
+    reached = report.get("fmax_mhz")
+    clock = min(report["clock_hz"], reached * 1e6) if reached else report["clock_hz"]
     memory = report["memory"]
     bandwidth = memory.get("bytes_per_second")
     # Block RAM has the sidebands beside the data; a memory chip carries both.
@@ -156,8 +145,8 @@ def estimate(report, layers, simulated):
         beat = (engine.code_bits + engine.side_bits) / 8
     cycles = image = compute = read = seconds = 0
     for layer in layers:
-        here, beats = pass_cycles(engine, layer.shape, layer.bits, layer.group_size)
-        there, _ = pass_cycles(simulated, layer.shape, layer.bits, layer.group_size)
+        here, beats = layer.on(engine).cycles, layer.on(engine).beats
+        there = layer.on(simulated).cycles
         groups, groups_there = (-(-layer.tokens // e.rows) for e in (engine, simulated))
         scaled = layer.cycles * here * groups / (there * groups_there)
         computing = scaled / clock
@@ -168,7 +157,7 @@ def estimate(report, layers, simulated):
         seconds += max(computing, reading)
     link = report.get("link") or {}
     return {
-        "cycles": round(cycles), "clock_hz": clock, "seconds": seconds,
+        "cycles": round(cycles), "clock_hz": clock, "routed": bool(reached), "seconds": seconds,
         "limit": "memory" if read > compute else "engine",
         "image_bytes": round(image), "memory_bytes": memory["bytes"],
         "fits": image <= memory["bytes"],
@@ -295,11 +284,10 @@ def run_classifier(plan):
     network = digits.load()
     x, labels = network.test[:plan.images], network.test_labels[:plan.images]
     matrices = quantize_classifier(network)
-    rows, url = list(plan.engines.items())[-1]
+    url = list(plan.engines.values())[-1]
     with host.open(url) as device:
         engine, clock = device.engine, device.clock_hz
-    groups = -(-len(x) // rows)
-    jobs = [Job(url, groups * sum(pass_cycles(engine, q.shape, bits, GROUP)[0] for q in qs),
+    jobs = [Job(url, sum(matmul_cycles(engine, q, len(x)) for q in qs),
                 lambda device, qs=qs: classify(device, qs, network.biases, x))
             for bits, qs in matrices.items()]
     results = run_jobs("classifying", jobs)
@@ -373,11 +361,12 @@ def run_large(plan):
             rate = memory_rate(memory, engine, clock)
             beat = (engine.code_bits + engine.side_bits) / 8
             for bits, q in matrices.items():
-                cycles, beats = pass_cycles(engine, q.shape, bits, GROUP)
-                slowest = max(cycles, beats * beat * clock / rate)
+                beats = one_pass(engine, q.shape, planes=bits, group_size=GROUP).beats
+                cost = beat * clock / rate
                 join = "&" if "?" in url else "?"
                 jobs.append(Job(f"{url}{join}memory={memory}",
-                                slowest * sum(-(-M // rows) for M in plan.tokens),
+                                sum(matmul_cycles(engine, q, M, beat_cost=cost)
+                                    for M in plan.tokens),
                                 lambda device, q=q, bits=bits: multiply(
                                     device, q, batches, expected[bits])))
                 cases.append((rows, memory, bits, rate, beats * beat, clock))
@@ -437,7 +426,8 @@ def _classifier_table(result):
 
 
 def _boards_table(estimates):
-    rows = [(e["board"], f"{e['lanes']} x {e['rows']}", f"{e['clock_hz'] / 1e6:.1f}",
+    rows = [(e["board"], f"{e['lanes']} x {e['rows']}",
+             f"{e['clock_hz'] / 1e6:.1f}{'' if e['routed'] else '*'}",
              f"W{e['bits']}", f"{1e3 * e['seconds']:.2f}", e["limit"],
              f"{e['image_bytes'] / 1024:.0f} of {e['memory_bytes'] / 1024:.0f}",
              "" if e["fits"] or e["link_seconds"] is None else f"{e['link_seconds']:.1f}")
@@ -446,9 +436,11 @@ def _boards_table(estimates):
         "The same test set on boards: estimated, not run",
         ("board", "lanes\nx rows", "MHz", "weights", "time\nms", "limit", "weights in\nmemory, KiB",
          "sending\nthem, s"), rows,
-        "The clock is the placed-and-routed one. Time is the larger of computing (the simulated "
-        "cycles, scaled to the board's engine) and reading the weights at its memory's rate. "
-        "Weights that do not fit its memory are sent in parts, which comes on top.")
+        "The clock is the one built for, which placement and routing reached; where it has a star, "
+        "it is only aimed at: Vivado would place and route that board. Time is the larger of "
+        "computing (the simulated cycles, scaled to the board's engine) and reading the weights at "
+        "its memory's rate. Weights that do not fit a board's memory cannot be loaded there as "
+        "they are: the caller has to cut them along N, and sending them comes on top.")
 
 
 def _large_table(result):

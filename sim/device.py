@@ -5,14 +5,14 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from hdl.config import DeviceConfig, EngineConfig
-from hdl.errors import ArgumentError, ConfigError, LinkTimeout
+from hdl.errors import ArgumentError, ConfigError, FileError, LinkTimeout
 from hdl.protocol import BAUDS
 from hdl.registers import Space
 from host.link import ByteStream, Client, Transport
 from sim.library import Library
 from sim.verilate import build
 
-__all__ = ["DEFAULT_ENGINE", "MEMORIES", "SimTransport", "open_sim"]
+__all__ = ["MEMORIES", "SimTransport", "default_engine", "open_sim"]
 
 MEMORIES = {
     # name: (latency in s, bytes per s or None for one beat per cycle, refresh period and length)
@@ -22,7 +22,23 @@ MEMORIES = {
 """Memory models.  ``ddr3`` is a 16-bit DDR3-800: 1.6 GB/s at the pins; what refresh and turning
 round cost is gathered in one pause, so that it sustains the 1.43 GB/s that a controller reaches."""
 
-DEFAULT_ENGINE: dict[str, Any] = dict(lanes=64, n_tile=4096, activation_bytes=32768)
+CLOCK_HZ = 1_000_000, 1_000_000_000
+"""Clocks that a device can have; see :class:`~hdl.config.DeviceConfig`."""
+LATENCY_MAX = 1_000_000
+"""Cycles: more would only look like a memory that never answers."""
+
+
+def default_engine(format="bitserial", **fields: Any) -> dict[str, Any]:
+    """Parameters of the engine that ``sim:`` is, for a format and some given parameters."""
+    engine: dict[str, Any] = dict(format=format, lanes=64, n_tile=4096, activation_bytes=32768)
+    if format == "psumbook":
+        v, b = fields.get("v", 8), fields.get("b", 8)
+        lanes = fields.get("lanes", engine["lanes"])
+        engine |= dict(v=v, b=b, builders=min(8, lanes * v // 4),
+                       scale_points=max(1, lanes * v // 128),
+                       block_ram_blocks=lanes * v // 32 if b > 5 else 0, zero_points=False,
+                       activation_bits=8)
+    return engine | fields
 
 
 class SimStream(ByteStream):
@@ -75,19 +91,22 @@ class SimTransport(Transport):
     def __init__(self, config, *, name="sim:", memory="ideal", fixed=(), trace=None, direct=True,
                  latency=None, progress=None):
         self.name = name
-        self.config = config
         self.memory = memory
         self.fixed = set(fixed)
         self.trace = trace
         self.direct = direct and config.memory == "port"
         self.latency = latency
         self.progress = progress
-        self._start()
+        self.library: Any = None
+        self._start(config)
 
-    def _start(self):
-        config = self.config
+    def _start(self, config):
+        """Become the device of a configuration; what was before stays until that is built."""
         path = build(config, trace=self.trace is not None, progress=self.progress)
-        self.library = Library(path, config, self.trace)
+        before = self.library
+        if before is not None and self.trace is not None:
+            before.close()      # two cannot write one file
+        library = Library(path, config, self.trace)
         if config.memory == "port":
             latency, rate, every, pause = MEMORIES[self.memory]
             hz = config.clock_hz
@@ -95,12 +114,15 @@ class SimTransport(Transport):
             cost = 0 if rate is None else beat * hz / rate
             write = 0 if rate is None else config.engine.beat_bytes * hz / rate
             cycles = math.ceil(latency * hz) if self.latency is None else self.latency
-            self.library.memory(cycles, cost, write, every * hz, pause * hz, 256)
+            library.memory(cycles, cost, write, every * hz, pause * hz, 256)
         baud = None
         if config.link == "uart":
             baud = BAUDS[0]
-            self.library.bit_cycles(config.clock_hz / baud)
-        self._client = Client(SimStream(self.library, self.name, baud))
+            library.bit_cycles(config.clock_hz / baud)
+        client = Client(SimStream(library, self.name, baud))
+        self.config, self.library, self._client = config, library, client
+        if before is not None:
+            before.close()
 
     @property
     def bytes_per_second(self):
@@ -108,24 +130,30 @@ class SimTransport(Transport):
         _, rate, every, pause = MEMORIES[self.memory]
         return None if rate is None else rate * (1 - pause / every)
 
-    def adapt(self, engine, q, bits):
-        """Become an engine that runs `q` at its full rate; whether anything changed."""
-        changes = {}
-        if engine.format != q.format:
-            changes["format"] = q.format
-        if bits > engine.activation_bits:
-            changes["activation_bits"] = 16
-        if q.zeros is not None and not engine.zero_points:
-            changes["zero_points"] = True
+    def adapt(self, engine, q, needs):
+        """Become an engine that runs `q` at its full rate; whether anything changed.
+
+        `needs` are engine parameters that the matrix must have.
+        """
+        wanted = engine
+        if engine.format != q.format and "format" not in self.fixed:
+            kept = {name: getattr(engine, name) for name in self.fixed}
+            wanted = EngineConfig(**{**default_engine(q.format, **needs), **kept})
+        needs = {name: value for name, value in needs.items() if name not in self.fixed}
+        if any(getattr(wanted, name) != value for name, value in needs.items()):
+            # Another chunk length is another array; without fixed parameters take its defaults.
+            wanted = wanted.replace(**needs) if q.format == "bitserial" else EngineConfig(**{
+                **default_engine(q.format, **needs),
+                **{name: getattr(engine, name) for name in self.fixed}})
         group = q.config.group_size
-        if group is not None and group < engine.group_width and q.shape[1] > group:
-            changes["scale_points"] = engine.tile_k // group
-        changes = {k: v for k, v in changes.items() if k not in self.fixed}
-        if not changes:
+        if group is not None and group < wanted.group_width and q.shape[1] > group \
+                and "scale_points" not in self.fixed:
+            wanted = wanted.replace(scale_points=wanted.tile_k // group)
+        if wanted == engine:
             return False
-        self.library.close()
-        self.config = self.config.replace(engine=engine.replace(**changes))
-        self._start()
+        self._start(self.config.replace(
+            engine=wanted,
+            memory_beats=self.config.memory_beats * engine.beat_bytes // wanted.beat_bytes))
         return True
 
     def _window(self, address, nbytes):
@@ -189,12 +217,15 @@ def open_sim(url, *, progress=None):
         raise ArgumentError(f"{url}: unknown option {', '.join(unknown)}; legal are "
                             f"{', '.join(sorted(own | set(fields)))}")
 
-    def number(name, kind: Any = int):
+    def number(name, low=-math.inf, high=math.inf, unit="", kind: Any = int):
         try:
-            return kind(options[name])
+            value = kind(options[name])
         except ValueError:
-            raise ArgumentError(f"{url}: {name} must be a number, not "
-                                f"{options[name]!r}") from None
+            value = math.nan
+        if not low <= value <= high:
+            legal = f" in {low}..{high} {unit}" if unit else ""
+            raise ArgumentError(f"{url}: {name} must be a number{legal}, not {options[name]!r}")
+        return value
 
     def choice(name, legal):
         value = options.get(name, legal[0])
@@ -202,6 +233,10 @@ def open_sim(url, *, progress=None):
             raise ArgumentError(f"{url}: {name} must be one of {', '.join(legal)}, not {value!r}")
         return value
 
+    family = options.pop("family", "portable")
+    if family != "portable":
+        raise ArgumentError(f"{url}: family must be portable, for no other can be simulated, not "
+                            f"{family!r}")
     engine: dict[str, Any] = {}
     for name in set(options) & set(fields):
         kind: Any = fields[name].type
@@ -211,26 +246,37 @@ def open_sim(url, *, progress=None):
         else:
             engine[name] = number(name) if kind is int else options[name]
     link = choice("link", ("stream", "uart"))
-    clock = int(number("clock", float)) if "clock" in options else None
+    clock = int(number("clock", *CLOCK_HZ, "Hz", float)) if "clock" in options else None
+    rest: dict[str, Any]
     try:
         if body:
             from boards import find
 
             board = find(body)
-            size = choice("size", tuple(board.sizes))
+            size = choice("size", tuple(board.sizes["bitserial"]))
             # The board's design with the portable forms of its parts.
             device = board.config(size, clock_hz=clock, family="portable", **engine).replace(
                 link=link)
-            return SimTransport(device, name=url, fixed=fields, trace=options.get("trace"),
-                                progress=progress)
-        config = EngineConfig(**{**DEFAULT_ENGINE, **engine})
-        mib = number("memory_mib") if "memory_mib" in options else 64
-        device = DeviceConfig(engine=config, link=link,
-                              memory_beats=mib * 2**20 // config.beat_bytes,
-                              clock_hz=clock or 200_000_000)
+            rest = dict(fixed=fields)
+        else:
+            config = EngineConfig(**default_engine(**engine))
+            most = 2**config.address_bits * config.beat_bytes
+            mib = number("memory_mib", 1, most >> 20, f"MiB (address_bits={config.address_bits})"
+                         ) if "memory_mib" in options else 64
+            device = DeviceConfig(engine=config, link=link,
+                                  memory_beats=min(mib * 2**20, most) // config.beat_bytes,
+                                  clock_hz=clock or 200_000_000)
+            rest = dict(
+                fixed=engine, memory=choice("memory", tuple(MEMORIES)), direct=link == "stream",
+                latency=number("latency", 0, LATENCY_MAX, "cycles") if "latency" in options
+                else None)
     except ConfigError as error:
         raise ConfigError(f"{url}: {error}") from None
-    return SimTransport(
-        device, name=url, memory=choice("memory", tuple(MEMORIES)), fixed=engine,
-        trace=options.get("trace"), direct=link == "stream",
-        latency=number("latency") if "latency" in options else None, progress=progress)
+    trace = options.get("trace")
+    if trace is not None:
+        try:
+            with open(trace, "ab"):
+                pass
+        except (OSError, ValueError) as error:
+            raise FileError(f"{url}: trace must be a file that can be written: {error}") from None
+    return SimTransport(device, name=url, trace=trace, progress=progress, **rest)

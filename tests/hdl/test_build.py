@@ -185,6 +185,9 @@ def test_failing_elaboration_is_one_line(empty_cache, monkeypatch, capsys):
     (["--board", "ulx3s", "--memory", "0"], "memory_beats must be"),
     (["--board", "ulx3s", "--memory", "many"], "invalid number of KiB value: 'many'"),
     (["--board", "ulx3s", "--clock", "nan"], "number of MHz"),
+    (["--board", "ulx3s", "--clock", "inf"], "number of MHz"),
+    (["--board", "ulx3s", "--clock", "1e305"], "number of MHz"),
+    (["--board", "ulx3s", "--clock=-5"], "clock_hz must be"),
     (["--board", "ulx3s", "--seed", "x"], "invalid int value"),
 ])
 def test_bad_usage(arguments, message, capsys):

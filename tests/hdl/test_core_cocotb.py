@@ -5,6 +5,7 @@ directory (see ``--basetemp``), and ``COCOTB_TEST_FILTER`` chooses tests by a re
 """
 
 import json
+import os
 
 import pytest
 
@@ -12,14 +13,24 @@ from hdl.config import EngineConfig
 from hdl.core import Core
 from tests.hdl.cocotb_core.simulator import run
 
-ENGINES = {"rows1": (1, 1), "rows2columns2": (2, 2)}
+RESULTS = ("random_layers", "every_number_of_columns", "tails_of_k", "extreme_values",
+           "int8_results")
+ENGINES = {
+    # name: (parameters, tests to run or all)
+    "rows1": ({}, ()),
+    "rows2columns2": ({"rows": 2, "columns": 2}, ()),
+    # Three blocks of eight chunks of 4 weights, and one of four chunks of 8 in block RAM.
+    "mixed": ({"block_ram_blocks": 1}, RESULTS),
+}
 
 
 @pytest.mark.timeout(280)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_core(engine, tmp_path):
-    rows, columns = ENGINES[engine]
-    config = EngineConfig(lanes=32, n_tile=16, activation_bytes=512, address_bits=12, rows=rows,
-                          columns=columns, activation_bits=16)
-    run(Core(config), "core", "tests.hdl.cocotb_core.suite", tmp_path,
-        LUTRA_ENGINE=json.dumps(config.as_dict()))
+    fields, tests = ENGINES[engine]
+    config = EngineConfig(lanes=32, n_tile=16, activation_bytes=512, address_bits=12,
+                          activation_bits=16, **fields)
+    chosen = os.environ.get("COCOTB_TEST_FILTER", "|".join(f"{name}$" for name in tests))
+    ran = run(Core(config), "core", "tests.hdl.cocotb_core.suite", tmp_path,
+              LUTRA_ENGINE=json.dumps(config.as_dict()), COCOTB_TEST_FILTER=chosen)
+    assert "COCOTB_TEST_FILTER" in os.environ or ran >= set(tests)

@@ -2,7 +2,8 @@
 
 Yosys turns a block and its properties into SMT, `yosys-smtbmc` and z3 look for a trace that breaks
 one.  Inputs are free unless a property assumes something of them.  Every property is also checked
-on a block whose `ready` is stuck at 1 while the other side does not take: it must fail then.
+on broken blocks: one whose `ready` is stuck at 1 while the other side does not take, or one with a
+signal inside that is stuck at 1.  It must fail then.
 """
 
 import os
@@ -12,15 +13,16 @@ from pathlib import Path
 
 import pytest
 from amaranth.back import rtlil
-from amaranth.hdl import Assert, Assume, Cat, ClockDomain, Const, Module, Signal, Value
+from amaranth.hdl import Assert, Assume, Cat, ClockDomain, Const, Module, Mux, Signal, Value
 
 from hdl.beat import ROOM_READS, Client
 from hdl.bridge import Bridge
 from hdl.config import DeviceConfig, EngineConfig
 from hdl.control import Control
-from hdl.link.cobs import Decoder
+from hdl.link.cobs import Decoder, Encoder
 from hdl.link.uart import UART
 from hdl.memory.onchip import OnChipMemory
+from hdl.memory.queue import Queue
 from hdl.requests import GatherRequests
 
 pytestmark = pytest.mark.timeout(120)
@@ -36,14 +38,17 @@ class Spec:
     Parameters
     ----------
     dut : wiring.Component
-    stuck : bool
-        The block sees a `ready` of 1 on the streams that :meth:`stream` describes, whatever the
-        other side says.
+    stuck : bool or str
+        True: the block sees a `ready` of 1 on the streams that :meth:`stream` describes, whatever
+        the other side says.  A name: that signal of the block is 1.
     """
 
     def __init__(self, dut, stuck=False):
         self.dut = dut
-        self.stuck = stuck
+        self.stuck = stuck is True
+        self.broken = stuck is not False
+        self.ones = [stuck] if isinstance(stuck, str) else []
+        self.probes = {}
         self.m = m = Module()
         m.submodules.dut = dut
         # No reset: it breaks every rule in flight.
@@ -59,6 +64,20 @@ class Spec:
         self.ports.append(pin)
         return pin
 
+    def inside(self, name, width=1):
+        """A signal of the block by its name there, as in ``"queue.level"``."""
+        probe = self.probes[name] = Signal(width, name="inside_" + name.replace(".", "_"))
+        self.ports.append(probe)
+        return probe
+
+    def lemma(self, condition):
+        """Assert what is no property, but without which induction would start anywhere.
+
+        Not of a broken block, which must fail in a property.
+        """
+        if not self.broken:
+            self.m.d.comb += Assert(condition)
+
     def stream(self, stream, name):
         """Give an output stream a receiver that takes when it likes; returns (ready, transfer)."""
         ready = Signal(name=f"{name}_ready")
@@ -71,6 +90,14 @@ class Spec:
         before = Signal.like(Value.cast(value), name=name)
         self.m.d.sync += before.eq(value)
         return before
+
+    def constant(self, bits, name):
+        """A number that is anything, but always the same."""
+        number = Signal(bits, name=name)
+        self.ports.append(number)
+        began = self.past(Const(1), f"{name}_began")
+        self.m.d.comb += Assume(~began | (number == self.past(number, f"{name}_was")))
+        return number
 
     def holds(self, stream, ready, name):
         """Assert that valid and payload stay until ready."""
@@ -91,10 +118,7 @@ class Spec:
         The number of the element that is compared is free: the proof is for all of them.
         """
         m = self.m
-        which = Signal(bits, name=f"{name}_which")
-        self.ports.append(which)
-        began = self.past(Const(1), f"{name}_began")
-        m.d.comb += Assume(~began | (which == self.past(which, f"{name}_which_was")))
+        which = self.constant(bits, f"{name}_which")
         puts = Signal(bits, name=f"{name}_puts")
         takes = Signal(bits, name=f"{name}_takes")
         kept = Signal.like(Value.cast(put_data), name=f"{name}_kept")
@@ -119,8 +143,12 @@ class Spec:
                                   env={**os.environ, "PATH": path})
             return done.returncode, done.stdout + done.stderr
 
+        connect = "".join(
+            [f"connect -set dut.{name} 1'1; " for name in self.ones]
+            + [f"delete -input w:{probe.name}; connect -nounset -set {probe.name} dut.{name}; "
+               for name, probe in self.probes.items()])
         code, output = call("_run_yosys_argv", "-q", "-p", (
-            "read_rtlil spec.il; hierarchy -check -top spec; proc; flatten; opt_clean; "
+            f"read_rtlil spec.il; hierarchy -check -top spec; proc; flatten; {connect}opt_clean; "
             "memory_nordff; memory -nomap; memory_map; opt -fast; async2sync; chformal -lower; "
             "dffunmap; opt_clean; stat; write_smt2 -wires spec.smt2"))
         if code:
@@ -155,6 +183,61 @@ def decoder(stuck):
     with s.m.Elif(taken):
         s.m.d.sync += credit.eq(0)
     s.m.d.comb += Assert(~dut.o.valid | credit)
+    return s
+
+
+def encoder(stuck):
+    """The COBS encoder holds its writes, and they fill the memory as COBS says."""
+    s = Spec(dut := Encoder(address_bits=10), stuck)
+    m = s.m
+    element, write = dut.i.p, dut.o.p
+    valid = s.free(dut.i.valid, "i_valid")
+    s.assume_held(valid, s.free(dut.i.payload, "i_payload"), dut.i.ready, "i")
+    restart = s.free(dut.restart, "restart")
+    m.d.comb += Assume(~(restart & dut.o.valid))
+    accepted = valid & dut.i.ready
+    ready, taken = s.stream(dut.o, "o")
+    s.holds(dut.o, ready, "o")
+
+    place = Signal(10, init=1)      # of the next byte
+    code = Signal(10)               # of the code of the block that it is in
+    ended = Signal()                # only the delimiter is missing
+    length, full, closes = Signal(10), Signal(), Signal()
+    m.d.comb += [
+        length.eq(place - code), full.eq(length == 255),
+        closes.eq(full | element.end | (element.data == 0)),
+        Assume(~place.all()),       # the frame fits
+    ]
+    which = s.constant(10, "which")
+    written = Signal()              # that byte of the frame
+    m.d.comb += [
+        Assert(dut.o.valid == (valid | ended)),
+        Assert(~accepted | taken),
+        Assert(~taken | (write.last == ended)),
+        Assert(~taken | ((write.data == 0) == ended)),
+        Assert(~(taken & written) | (write.address != which)),
+    ]
+    with m.If(restart | (taken & ended)):
+        m.d.sync += [place.eq(1), code.eq(0), ended.eq(0), written.eq(0)]
+    with m.Elif(taken):
+        m.d.sync += [place.eq(place + ~element.end), ended.eq(element.end),
+                     written.eq(written | (write.address == which))]
+        with m.If(closes):
+            m.d.sync += code.eq(place)
+    with m.If(taken & ended):
+        m.d.comb += [Assert(~accepted), Assert(write.address == place),
+                     Assert(written == (which < place))]
+    with m.Elif(taken):
+        m.d.comb += [Assert(accepted == (~full | element.end)),
+                     Assert(write.address == Mux(closes, code, place)),
+                     Assert(write.data == Mux(closes, length, element.data))]
+
+    at, inside = s.inside("at", 10), s.inside("code", 8)
+    s.lemma(s.inside("ended") == ended)
+    s.lemma(s.inside("gap", 10) == code)
+    s.lemma(ended | ((at == place) & (inside == length) & (s.inside("full") == full)))
+    s.lemma(Mux(ended, code == place, (code < place) & (length < 256)))
+    s.lemma(written == ((which < place) & (ended | (which != code))))
     return s
 
 
@@ -208,16 +291,11 @@ def gather_order(stuck):
     return s
 
 
-def onchip(stuck):
-    """On-chip memory holds its responses and answers every request once, in order."""
+def onchip_spec(stuck):
     config = DeviceConfig(engine=ENGINE, memory="onchip", memory_beats=16)
     s = Spec(dut := OnChipMemory(config), stuck)
     port = dut.port
     valid = s.free(port.request.valid, "request_valid")
-    payload = s.free(port.request.payload, "request_payload")
-    ready, taken = s.stream(port.response, "response")
-    s.holds(port.response, ready, "response")
-    tag = Value.cast(port.response.p.tag)
     # The engine asks while there is room, and for a few cycles more.
     late = Signal(4)
     with s.m.If(port.read_room):
@@ -225,11 +303,68 @@ def onchip(stuck):
     with s.m.Elif(valid):
         s.m.d.sync += late.eq(late + 1)
     s.m.d.comb += Assume(~valid | (late < ROOM_READS))
+    return s, port, valid, late
+
+
+def onchip(stuck):
+    """On-chip memory holds its responses and answers every request once, in order."""
+    s, port, valid, _ = onchip_spec(stuck)
+    payload = s.free(port.request.payload, "request_payload")
+    ready, taken = s.stream(port.response, "response")
+    s.holds(port.response, ready, "response")
+    tag = Value.cast(port.response.p.tag)
     s.watch(valid, payload[ENGINE.address_bits:], taken, tag, "tags")
     return s
 
 
-class Queue(UART):
+def onchip_room(stuck):
+    """No queue of the on-chip memory is written while it is full, and its two stay in step."""
+    s, port, valid, late = onchip_spec(stuck)
+    ready, _ = s.stream(port.response, "response")
+    if s.broken:        # A trace that breaks it is long; this is how to find it.
+        s.m.d.comb += Assume(~ready & (valid == (late < ROOM_READS)))
+    waiting, beats, tags, owed = (
+        s.inside(name, 5) for name in ("queue.level", "beats.level", "tags.level", "owed"))
+    arrived = [s.inside(f"arrived_{i}") for i in (1, 2, 3)]
+    s.m.d.comb += [
+        Assert(~valid | s.inside("queue.w_rdy")),
+        Assert(~arrived[-1] | (s.inside("beats.w_rdy") & s.inside("tags.w_rdy"))),
+        Assert(~port.response.valid | s.inside("beats.r_rdy")),
+        Assert(beats == tags),
+    ]
+    s.lemma(owed == sum(arrived) + beats)
+    s.lemma(owed <= 16 - s.inside("may_ask"))
+    s.lemma(waiting <= ROOM_READS - 2 + late)
+    s.lemma(~port.read_room | (waiting <= ROOM_READS - 3))
+    return s
+
+
+def queue(stuck):
+    """The queue in block RAM holds its output; elements leave once, in order, without delay."""
+    s = Spec(dut := Queue(3, 4), stuck)
+    m = s.m
+    valid = s.free(dut.i.valid, "i_valid")
+    element = s.free(dut.i.payload, "i_payload")
+    put = valid & dut.i.ready
+    ready, taken = s.stream(dut.o, "o")
+    s.holds(dut.o, ready, "o")
+    puts, takes = s.watch(put, element, taken, dut.o.payload, "elements")
+    held = Signal(4)
+    m.d.comb += held.eq(puts - takes)
+    m.d.comb += [
+        Assert(dut.level == held + s.past(taken, "left")),
+        Assert(dut.i.ready == (dut.level != dut.depth)),
+    ]
+    waiting = Signal(2)     # cycles that an element is in an empty queue
+    with m.If((held == 0) | dut.o.valid):
+        m.d.sync += waiting.eq(0)
+    with m.Else():
+        m.d.sync += waiting.eq(waiting + 1)
+        m.d.comb += Assert(waiting != 2)
+    return s
+
+
+class ReceiveQueue(UART):
     """The UART's receive FIFO by itself: a byte through the line would take a hundred cycles."""
 
     def __init__(self):
@@ -245,7 +380,7 @@ class Queue(UART):
 
 def uart_queue(stuck):
     """The UART's FIFO holds its output; bytes leave once, in order, and only a full FIFO drops."""
-    s = Spec(dut := Queue(), stuck)
+    s = Spec(dut := ReceiveQueue(), stuck)
     m = s.m
     byte = s.free(dut.byte, "byte")
     received = s.free(dut.received, "received")
@@ -316,12 +451,23 @@ def bridge(stuck):
 # Property, depth of the bounded check, depth of the induction or None.
 PROPERTIES = [
     (decoder, 12, 3),
+    (encoder, 6, 3),
     (gather_holds, 14, None),
     (gather_order, 12, None),
     (onchip, 10, None),
+    (onchip_room, 6, 4),
+    (queue, 11, None),
     (uart_queue, 16, None),
     (control, 14, 3),
     (bridge, 10, None),
+]
+
+# Property, what is stuck, depth at which it shows.
+BROKEN = [
+    *((make, True, depth) for make, depth, _ in PROPERTIES if make is not onchip_room),
+    (onchip_room, "may_ask", 24),
+    (onchip_room, "port__read_room", 36),
+    (queue, "i__ready", 11),
 ]
 
 
@@ -334,6 +480,7 @@ def test_holds(tmp_path, make, depth, induction):
     assert make(False).run(tmp_path, depth, induction)
 
 
-@pytest.mark.parametrize("make, depth, induction", PROPERTIES, ids=ids(PROPERTIES))
-def test_can_fail(tmp_path, make, depth, induction):
-    assert not make(True).run(tmp_path, depth)
+@pytest.mark.parametrize("make, stuck, depth", BROKEN, ids=[
+    b[0].__name__ + ("" if b[1] is True else f"-{b[1]}") for b in BROKEN])
+def test_can_fail(tmp_path, make, stuck, depth):
+    assert not make(stuck).run(tmp_path, depth)

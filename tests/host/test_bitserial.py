@@ -204,6 +204,11 @@ class TestImport:
         ({"scheme": "asymmetric"}, r"asymmetric weights need zeros"),
         ({"permutation": np.arange(39)}, r"permutation must have shape \[K\] = \(40,\)"),
         ({"input_scale": np.full(40, 1e300)}, r"input_scale must be finite"),
+        ({"permutation": np.full(40, 2**64 - 1, np.uint64)}, r"each of 0\.\.39 exactly once"),
+        ({"zeros": np.full((2, 2), 2**64 - 1, np.uint64), "signed": True,
+          "codes": np.zeros((2, 40), int)}, r"must be -2\.\.1, got 18446744073709551615"),
+        ({"zeros": np.zeros((0, 2), int)}, r"zeros must have shape .*, got \(0, 2\)"),
+        ({"output_scale": -1}, r"output_scale must be a positive float32 or None, got -1"),
         ({"bits": 9}, r"bits must be 1\.\.8"),
         ({"group_size": 40}, r"group_size must be 32"),
     ])
@@ -216,6 +221,17 @@ class TestImport:
         ({"zeros": np.zeros((2, 2))}, r"zeros must be integers, got dtype float64"),
         ({"scales": np.full((2, 2), 1j)}, r"scales must be real numbers, got dtype complex128"),
         ({"permutation": np.arange(40.0)}, r"permutation must be integers"),
+        *(({name: value}, rf"{name} must be an array of numbers: ")
+          for name in ("codes", "scales", "zeros", "permutation", "input_scale")
+          for value in ([[1], [1, 2]],)),
+        *(({name: value}, rf"{name} must be (real numbers|integers), got dtype (object|<U1)")
+          for name in ("codes", "scales", "zeros", "permutation", "input_scale")
+          for value in ("x", object(), [["a"]], {"a": 1})),
+        *(({name: np.zeros(2)}, rf"{name} must be a (string|bool), got array")
+          for name in ("scheme", "signed")),
+        *(({"output_scale": value}, "output_scale must be a real number or None, got ")
+          for value in ("x", 1j, True, [1.0])),
+        ({"bits": np.zeros(2, int)}, "bits must be an integer"),
         ({"offset": 1}, r"from_codes\('bitserial'\): .*'offset'; legal are codes, scales, bits, "),
     ])
     def test_refused_types(self, changes, message):

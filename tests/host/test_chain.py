@@ -46,6 +46,81 @@ def test_equals_the_golden_model(devices, engine):
         assert np.array_equal(chain(x), y), "a second call must not differ"
 
 
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_rows_of_zeros(devices, scheme, biased, activation):
+    """They have no scale; their result is the bias, rounded once."""
+    device = devices(SMALL)
+    rng = np.random.default_rng(3)
+    W = rng.normal(0, 1 / 8, (40, 96))
+    W[[0, 7, 39]] = 0
+    first = host.quantize(W, bits=3, scheme=scheme)
+    bias = rng.normal(0, 2, 40) if biased else None
+    if biased:
+        bias[[7, 39]] = 1e9, -0.3
+    middle = scaled(rng, 40, 40, 2, scheme, None, permuted=True)
+    last = scaled(rng, 10, 40, 4, scheme, None)
+    layers = [device.load(first, bias, activation, "int8", 0.05),
+              device.load(middle, out="int8", out_scale=0.05), device.load(last)]
+    chain = device.chain(layers)
+    x = rng.normal(0, 1, (3, 96)).astype(np.float32)
+    assert np.array_equal(chain(x), sim.golden.chain(chain, x))
+    r = chain.requantizations[0]
+    steps = sim.golden.requantize(np.zeros((1, 40), int), r.bias, r.multiplier, r.shift,
+                                  relu=activation == "relu")[0]
+    fold = np.empty(40)
+    fold[middle.permutation] = middle.input_scale
+    exact = np.zeros(40) if bias is None else bias
+    if activation:
+        exact = np.maximum(exact, 0)
+    zero = [0, 7, 39]
+    assert np.array_equal(steps[zero], np.clip(np.rint(exact / 0.05 * fold), -127, 127)[zero])
+
+
+def test_matrix_of_zeros(devices):
+    device = devices(SMALL)
+    q = host.quantize(np.zeros((8, 16)), bits=2)
+    last = scaled(np.random.default_rng(0), 4, 8, 2, "symmetric", None)
+    x = np.ones((2, 16), np.float32)
+    chain = device.chain([device.load(q, out="int8", out_scale=1e-30), device.load(last)])
+    assert not chain(x).any() and not sim.golden.chain(chain, x).any()
+
+
+def test_scale_of_the_first_call_is_of_what_is_quantised(devices):
+    device = devices(SMALL)
+    rng = np.random.default_rng(0)
+    q = scaled(rng, 12, 30, 3, "symmetric", None, permuted=True)
+    layers = [device.load(q, out="int8", out_scale=0.05),
+              device.load(scaled(rng, 5, 12, 2, "symmetric", None))]
+    chain = device.chain(layers)
+    x = rng.normal(0, 1, (4, 30)).astype(np.float32)
+    y = chain(x)
+    assert np.array_equal(y, sim.golden.chain(chain, x))
+    largest = np.abs(x[:, q.permutation] * q.input_scale).max()
+    assert chain.in_scale == float(largest / np.float32(127))
+
+
+def test_calls_of_nothing_fix_no_scale(devices):
+    device = devices(SMALL)
+    rng = np.random.default_rng(0)
+    layers = [device.load(scaled(rng, 12, 30, 3, "symmetric", None), rng.normal(0, 1, 12),
+                          out="int8", out_scale=0.05),
+              device.load(scaled(rng, 5, 12, 2, "symmetric", None))]
+    chain = device.chain(layers)
+    x = rng.normal(0, 1, (4, 30)).astype(np.float32)
+    assert chain(x[:0]).shape == (0, 5) and chain.in_scale is None
+    ones = device.chain(layers, in_scale=1.0)
+    assert np.array_equal(chain(0 * x), ones(0 * x)) and chain.in_scale is None
+    assert np.array_equal(ones(0 * x), sim.golden.chain(ones, 0 * x))
+    del ones
+    before = device.memory.largest()
+    y = chain(x)
+    assert chain.in_scale == float(np.abs(x).max() / np.float32(127))
+    assert np.array_equal(y, sim.golden.chain(chain, x))
+    assert device.memory.largest() >= before, "the images for the other scale are gone"
+
+
 def test_approximates_the_float_layers(devices):
     device = devices(SMALL)
     rng = np.random.default_rng(5)

@@ -1,6 +1,9 @@
 """What quantised matrices of every format share: meaning, size, digest and file."""
 
+import copy
 import json
+import os
+import pickle
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.errors import ArgumentError, FileError
+from host.errors import ArgumentError, ArgumentTypeError, FileError
 from host.formats import BitSerial, BitSerialMatrix
 from host.matrix import load, pack_bits, unpack_bits
 from host.quantizer import from_codes, quantize
@@ -86,6 +89,16 @@ class TestMeaning:
         with pytest.raises(ValueError, match="read-only"):
             q.scales[0, 0] = 1
 
+    @pytest.mark.parametrize("duplicate", [
+        copy.copy, copy.deepcopy, lambda q: pickle.loads(pickle.dumps(q))])
+    def test_copies_are_equal_and_read_only(self, duplicate):
+        q = sample()
+        other = duplicate(q)
+        assert_equal(other, q)
+        for name in ("codes", "scales", "row_scale", "zeros", "permutation", "input_scale"):
+            with pytest.raises(ValueError, match="read-only"):
+                getattr(other, name)[:] = 0
+
 
 class TestSize:
     def test_bits_per_weight(self):
@@ -161,6 +174,29 @@ class TestFile:
         q = sample()
         q.save(str(tmp_path / "q.safetensors"))
         assert_equal(load(str(tmp_path / "q.safetensors")), q)
+
+    def test_bytes_paths(self, tmp_path):
+        path = os.fsencode(tmp_path / "q.safetensors")
+        sample().save(path)
+        assert_equal(load(path), sample())
+
+    @pytest.mark.parametrize("path", [None, 3, ["q"]])
+    def test_what_is_no_path(self, path):
+        for call in (load, sample().save):
+            with pytest.raises(ArgumentTypeError, match="path must be a str, bytes or os"):
+                call(path)
+
+    @pytest.mark.parametrize("path", ["a\0b", "a\ud800"])
+    def test_paths_that_no_file_can_have(self, path):
+        for call in (load, sample().save):
+            with pytest.raises(FileError, match=r"not a readable|cannot be written"):
+                call(path)
+
+    @pytest.mark.parametrize("key", ["config", "shape", "output_scale"])
+    def test_deeply_nested_metadata(self, rewrite, key):
+        path = rewrite(lambda tensors, metadata: metadata.update({key: "[" * 100_000}))
+        with pytest.raises(FileError, match="its metadata are nested too deeply"):
+            load(path)
 
     def test_unchanged_rewrite_loads(self, rewrite):
         assert_equal(load(rewrite(lambda tensors, metadata: None)), sample())
@@ -262,6 +298,21 @@ class TestConstructor:
         q = self.make(permutation=np.array([2, 0, 1]), input_scale=np.ones(3, np.float32),
                       output_scale=np.float32(0.5))
         assert q.shape == (2, 3) and type(q.output_scale) is float
+
+    def test_arrays_are_not_the_callers(self):
+        arrays = {"codes": np.zeros((2, 3), np.uint8), "scales": np.full((2, 1), 65535, np.uint16),
+                  "row_scale": np.ones(2, np.float32), "permutation": np.arange(3),
+                  "input_scale": np.ones(3, np.float32)}
+        before = {name: array.copy() for name, array in arrays.items()}
+        q = self.make(**arrays)
+        for name, array in arrays.items():
+            array[:] = 0
+            assert np.array_equal(getattr(q, name), before[name])
+
+    @pytest.mark.parametrize("value", ["x", True, 1j, [1.0]])
+    def test_output_scales_of_another_kind(self, value):
+        with pytest.raises(ArgumentTypeError, match="output_scale must be a real number or None"):
+            self.make(output_scale=value)
 
     @pytest.mark.parametrize("changes, message", [
         ({"permutation": np.array([0, 1])}, r"permutation must have shape \[K\] = \(3,\)"),

@@ -210,6 +210,29 @@ class TestRefused:
         np.save("x.npy", x)
         self.check(capsys, 1, message, "q.safetensors", "--input", "x.npy")
 
+    @pytest.mark.parametrize("out, message", [
+        (".", ".: cannot be written: it is a directory"),
+        ("nowhere/y.npy", "nowhere/y.npy: its directory does not exist"),
+        ("/proc/version", "/proc/version: cannot be written: no permission"),
+    ])
+    def test_outputs_are_refused_before_the_work(self, files, capsys, monkeypatch, out, message):
+        monkeypatch.setattr(offload, "quantize", lambda *args, **options: pytest.fail("too late"))
+        monkeypatch.setattr(offload.matrix.os, "access",
+                            lambda path, mode: str(path) != "/proc/version")
+        self.check(capsys, 1, message, "w.npy", "--out", out)
+
+    @pytest.mark.parametrize("options", [(), ("--json",)])
+    def test_outputs_that_overflow(self, files, capsys, tmp_path, options):
+        np.save("w.npy", np.full((4, 8), 1e30))
+        np.save("x.npy", np.full((1, 8), 1e30))
+        self.check(capsys, 1, "4 of 4 outputs overflow float32", "w.npy", "--input", "x.npy",
+                   "--out", "y.npy", *options)
+        assert not (tmp_path / "y.npy").exists()
+
+    def test_activations_beyond_float32(self, files, capsys):
+        np.save("x.npy", np.full((1, 200), 1e300))
+        self.check(capsys, 1, "activations must be finite", "q.safetensors", "--input", "x.npy")
+
     def test_damaged_quantised_file(self, files, capsys):
         path = Path("q.safetensors")
         data = bytearray(path.read_bytes())

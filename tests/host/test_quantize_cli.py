@@ -1,6 +1,7 @@
 """``python -m host.quantize``."""
 
 import json
+import struct
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import safetensors.numpy
 from ml_dtypes import bfloat16
 
 from host.cli.quantize import main
+from host.errors import FileError
 from host.matrix import load
 from host.quantizer import quantize
 
@@ -123,6 +125,7 @@ class TestRefused:
         (("w.npy", "--format", "fp4"), "invalid choice: 'fp4'"),
         (("w.npy", "--method", "gptq"), "--method gptq needs --calibration"),
         (("w.npy", "--tensor", "up"), "--tensor needs a .safetensors file, got w.npy"),
+        (("w.npy", "--seed", "-1"), "--seed must not be negative, got -1"),
     ])
     def test_usage(self, files, capsys, args, message):
         self.check(capsys, 2, message, *args)
@@ -133,13 +136,42 @@ class TestRefused:
         (("w.txt",), "w.txt: must be a .npy or .safetensors file"),
         (("m.safetensors",), "--tensor must name one of its 3 tensors (half, ids, up), got None"),
         (("m.safetensors", "--tensor", "down"), "one of its 3 tensors (half, ids, up), got down"),
-        (("m.safetensors", "--tensor", "ids"), "W must be float16, "),
+        (("m.safetensors", "--tensor", "ids"), "ids must be F16, BF16, F32 or F64, got I64"),
         (("w.npy", "--calibration", "nowhere.npy"), "nowhere.npy: cannot be read: "),
         (("w.npy", "--calibration", "w.npy", "--out", "nowhere/q"), "directory does not exist"),
         (("w.npy", "--out", "."), ".: cannot be written: "),
     ])
     def test_files(self, files, capsys, args, message):
         self.check(capsys, 1, message, *args)
+
+    @pytest.mark.parametrize("dtype, bits", [("F8_E4M3", 8), ("F8_E5M2", 8), ("F8_E8M0", 8),
+                                             ("F4", 4), ("U8", 8)])
+    def test_tensors_that_numpy_lacks(self, files, capsys, tmp_path, dtype, bits):
+        size = 2 * 4 * bits // 8
+        head = json.dumps({"w": {"dtype": dtype, "shape": [2, 4], "data_offsets": [0, size]}})
+        (tmp_path / "f8.safetensors").write_bytes(
+            struct.pack("<Q", len(head)) + head.encode() + bytes(size))
+        self.check(capsys, 1, "f8.safetensors: tensor w must be F16, BF16, F32 or F64, got "
+                   + dtype, "f8.safetensors")
+        with pytest.raises(FileError, match="not a Lutra matrix"):
+            load("f8.safetensors")
+
+    def test_damaged_headers(self, files, capsys, tmp_path):
+        """Of NumPy's file, each byte and pair replaced by what Python's parser stumbles over."""
+        data = (tmp_path / "w.npy").read_bytes()
+        head = data[:128]
+        for i in range(10, 80):
+            for text in (b"(", b"\\", b"'", b"9", b"99999999999999999999", b"\0"):
+                (tmp_path / "bad.npy").write_bytes(head[:i] + text + head[i + len(text):]
+                                                   + data[128:])
+                status = run("bad.npy")
+                err = capsys.readouterr().err
+                assert status == 0 or (status == 1 and err.count("\n") == 1), (i, text, err)
+
+    def test_archives(self, files, capsys, tmp_path):
+        with (tmp_path / "bad.npy").open("wb") as file:
+            np.savez(file, w=np.zeros((2, 3)))
+        self.check(capsys, 1, "bad.npy: must be an array, got an NPZ archive", "bad.npy")
 
     @pytest.mark.parametrize("name", ["bad.npy", "bad.safetensors"])
     @pytest.mark.parametrize("data", [b"", b"nonsense", b"\x93NUMPY\x01\x00"])

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from ml_dtypes import bfloat16
 
 from host.errors import ArgumentError, ArgumentTypeError, ConfigError
-from host.formats import BitSerial, bitserial
-from host.formats.bitserial import damped_hessian, inverse_factor
+from host.formats import BitSerial, bitserial, hessian
+from host.formats.hessian import damped_hessian, inverse_factor
 from host.quantizer import from_codes, quantize
 
 SCHEMES = [("symmetric", 1), ("symmetric", 2), ("symmetric", 4), ("symmetric", 8),
@@ -188,7 +188,7 @@ class TestGptq:
     def test_shrinkage_helps_with_few_tokens(self, monkeypatch):
         W, x, fresh = normal(64, 200), correlated(20, 200), correlated(300, 200, seed=1)
         shrunk = quantize(W, bits=2, calibration=x)
-        monkeypatch.setattr(bitserial, "_SHRINKAGE", 0.0)
+        monkeypatch.setattr(hessian, "_SHRINKAGE", 0.0)
         assert error(W, shrunk, fresh) < 0.85 * error(W, quantize(W, bits=2, calibration=x), fresh)
 
     def test_damping(self):
@@ -348,12 +348,23 @@ class TestFrontEnd:
         with pytest.raises(ArgumentTypeError, match=r"calibration must be float16, .* got dtype"):
             quantize(np.zeros((2, 2)), calibration=W)
 
+    def test_refused_lists(self):
+        with pytest.raises(ArgumentTypeError, match="W must be an array of numbers: "):
+            quantize([[1.0], [1.0, 2.0]])
+        with pytest.raises(ArgumentTypeError, match="calibration must be an array of numbers: "):
+            quantize(np.zeros((2, 2)), calibration=[[1.0], [1.0, 2.0]])
+
     @pytest.mark.parametrize("arguments, message", [
         ({"format": "bitserial", "bit": 2},
          r"bitserial has no field 'bit'; legal are bits, group_size, scheme, method"),
         ({"format": BitSerial(), "bits": 2}, r"fields belong into the configuration .*, got bits"),
         ({"format": 3}, r"format must be a name or a configuration, got int"),
         ({"progress": 3}, r"progress must be callable or None, got 3"),
+        ({"format": np.zeros(2)}, r"format must be a name or a configuration, got ndarray"),
+        ({"scheme": np.zeros(2)}, r"scheme must be a string, got array"),
+        ({"method": np.zeros(2)}, r"method must be a string, got array"),
+        ({"scheme": 3}, r"scheme must be a string, got 3"),
+        ({"seed": "x"}, r"seed must be an integer, got 'x'"),
     ])
     def test_refused_arguments(self, arguments, message):
         with pytest.raises(ArgumentTypeError, match=message):
@@ -364,3 +375,5 @@ class TestFrontEnd:
             quantize(np.ones((2, 3)), "int4")
         with pytest.raises(ConfigError, match=r"bits must be 1\.\.8"):
             quantize(np.ones((2, 3)), bits=9)
+        with pytest.raises(ArgumentError, match="seed must not be negative, got -1"):
+            quantize(np.ones((2, 3)), "psumbook", seed=-1)

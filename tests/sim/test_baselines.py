@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
-from hdl.builder import SignedSumBuilder, step_program
 from hdl.config import bits_for
+from hdl.signed_sums import SignedSumBuilder, step_program
 from hdl.synthesis import Bench, synthesize
 from hdl.tree import tree_levels
 from sim.baselines import AdderArray, MacArray, TableArray

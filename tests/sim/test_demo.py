@@ -10,6 +10,7 @@ import pytest
 
 import host
 from hdl.config import EngineConfig
+from host.performance import one_pass
 from sim import demo, digits, golden
 
 TINY = demo.Plan(engines=demo.QUICK.engines, images=1, size=32, tokens=(1, 2))
@@ -86,9 +87,9 @@ class TestQuick:
         engine = EngineConfig.from_dict(quick["classifier"]["engine"])
         for r in quick["large"]["runs"]:
             if (r["memory"], r["tokens"]) == ("ideal", 8):
-                cycles, beats = demo.pass_cycles(engine, (256, 256), r["bits"], 128)
-                assert cycles == beats
-                assert 1 < r["cycles"] / (8 * cycles) < 1.1
+                work = one_pass(engine, (256, 256), planes=r["bits"], group_size=128)
+                assert work.cycles == work.beats
+                assert 1 < r["cycles"] / (8 * work.cycles) < 1.1
 
 
 def test_tables(tiny, monkeypatch, capsys, tmp_path):
@@ -152,7 +153,7 @@ REPORT = {"board": "ulx3s", "engine": EngineConfig(lanes=64, epilogue=False).as_
 
 
 class TestEstimate:
-    layer = demo.Layer(shape=(1024, 1024), bits=2, group_size=128, tokens=16, cycles=140_000)
+    layer = demo.Layer(shape=(1024, 1024), planes=2, group_size=128, tokens=16, cycles=140_000)
     engine = EngineConfig(lanes=64, epilogue=False)
 
     def test_same_engine_takes_the_simulated_cycles_at_the_slower_clock(self):
@@ -191,11 +192,18 @@ class TestEstimate:
 
 
 class TestReports:
-    def test_only_boards_that_were_placed_and_routed(self, tmp_path):
+    def test_a_board_that_was_not_routed_is_marked(self, tmp_path, monkeypatch, capsys):
         (tmp_path / "b.json").write_text(json.dumps(REPORT))
         (tmp_path / "a.json").write_text(json.dumps(REPORT | {"fmax_mhz": None}))   # no Vivado
         (tmp_path / "c.json").write_text("[1]")
-        assert [r["name"] for r in demo.read_reports(tmp_path)] == ["b"]
+        assert [r["name"] for r in demo.read_reports(tmp_path)] == ["a", "b"]
+        monkeypatch.setattr(demo.read_reports, "__defaults__", (tmp_path,))
+        monkeypatch.setenv("COLUMNS", "80")
+        estimates = demo.run_boards({2: [TestEstimate.layer]}, TestEstimate.engine)
+        assert [(e["clock_hz"], e["routed"]) for e in estimates] == [(50e6, False), (40e6, True)]
+        demo.Console().print(demo._boards_table(estimates))
+        out = capsys.readouterr().out
+        assert re.search(r"a +64 x 1 +50\.0\* +W2", out) and re.search(r"b +64 x 1 +40\.0 +W2", out)
 
     def test_damaged_one_is_named(self, tmp_path):
         (tmp_path / "x.json").write_text("{")

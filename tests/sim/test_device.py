@@ -1,10 +1,16 @@
 """The simulated device: links, waves, reconfiguration, URLs."""
 
+import copy
+import pickle
+import threading
+
 import numpy as np
 import pytest
 
 import host
+import sim.device
 import sim.golden
+from hdl.registers import Status
 from tests.conftest import random_matrix
 from tests.hdl.test_core import SMALL
 
@@ -28,9 +34,9 @@ def test_a_board_through_its_uart_pins():
         assert statistics.frames > 10
         # What the board cannot do is refused with what it would need.
         q = random_matrix(np.random.default_rng(0), 8, 128, 2, 128, "asymmetric")
-        with pytest.raises(host.DeviceError, match="zero points"):
+        with pytest.raises(host.DeviceError, match=r"zero_points=False; .* need zero_points=True"):
             device.load(q)
-        with pytest.raises(host.DeviceError, match="int16"):
+        with pytest.raises(host.DeviceError, match=r"activation_bits=8; .* activation_bits=16"):
             device.load(random_matrix(np.random.default_rng(0), 8, 128, 2, 128, "symmetric")
                         ).integers(np.full((1, 128), 1000))
         with pytest.raises(host.CapacityError, match="beats"):
@@ -48,6 +54,85 @@ def test_becomes_the_engine_that_a_matrix_needs():
         assert device.generation == generation + 1 and device.engine.scale_points == 4
         x = rng.integers(-127, 128, (1, 200))
         assert np.array_equal(layer.integers(x), sim.golden.integers(first, x))
+
+
+@pytest.mark.parametrize("error", [host.BuildError("no compiler"), KeyboardInterrupt()])
+def test_a_failed_build_changes_nothing(monkeypatch, error):
+    def build(*args, **options):
+        raise error
+
+    rng = np.random.default_rng(0)
+    q = random_matrix(rng, 20, 200, 2, 64, "symmetric")
+    x = rng.integers(-127, 128, (2, 200))
+    with host.open(SMALL) as device:
+        layer = device.load(q)
+        before = device.engine, device.generation, device.transport.config
+        with monkeypatch.context() as patch:
+            patch.setattr(sim.device, "build", build)
+            with pytest.raises(type(error)):
+                device.load(random_matrix(rng, 20, 200, 2, 32, "symmetric"))
+        assert before == (device.engine, device.generation, device.transport.config)
+        assert np.array_equal(layer.integers(x), sim.golden.integers(q, x))
+        check(device, rng, 20, 200, 2, 32)
+        assert device.engine.scale_points == 4
+
+
+def test_what_is_no_device_is_closed(monkeypatch):
+    closed = []
+
+    class Other(host.link.Transport):
+        def read(self, address, nbytes):
+            return bytes(nbytes)
+
+        def write(self, address, data):
+            pass
+
+        def close(self):
+            closed.append(self)
+
+    with pytest.raises(host.DeviceError, match="register MAGIC must be"):
+        host.Device(Other())
+    assert len(closed) == 1
+
+
+def test_threads_take_turns(devices):
+    device = devices(SMALL)
+    rng = np.random.default_rng(0)
+    shared = random_matrix(rng, 30, 300, 2, 128, "symmetric")
+    layer = device.load(shared)
+    own = [random_matrix(rng, 20, 200, 3, 128, "symmetric") for _ in range(4)]
+    failed = []
+
+    def work(seed):
+        rng = np.random.default_rng(seed)
+        try:
+            for _ in range(6):
+                x = rng.integers(-127, 128, (3, 300))
+                assert np.array_equal(layer.integers(x), sim.golden.integers(shared, x))
+                y = rng.integers(-127, 128, (2, 200))
+                mine = device.load(own[seed])      # dropped while others are at work
+                assert np.array_equal(mine.integers(y), sim.golden.integers(own[seed], y))
+                assert device.read_register("MAGIC") == 0x4C555452
+        except BaseException as error:
+            failed.append(error)
+
+    before = device.memory.largest()
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert device.memory.largest() == before
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_devices_are_not_copied(devices, duplicate):
+    device = devices(SMALL)
+    layer = device.load(random_matrix(np.random.default_rng(0), 8, 128, 2, 128, "symmetric"))
+    for thing in (device, layer, device.chain([layer])):
+        with pytest.raises(host.ArgumentTypeError, match="cannot be copied or pickled"):
+            duplicate(thing)
 
 
 def test_memory_is_given_back(devices):
@@ -121,6 +206,22 @@ def test_soft_reset_in_mid_program(devices):
             transport.wait = wait
         device.reset()
         assert np.array_equal(layer.integers(x), sim.golden.integers(q, x)), cycles
+
+
+def test_an_interrupted_program_is_stopped(devices, monkeypatch):
+    def interrupt(timeout):
+        raise KeyboardInterrupt
+
+    device = devices(SMALL)
+    q = random_matrix(np.random.default_rng(0), 40, 600, 4, 64, "asymmetric")
+    layer = device.load(q)
+    x = np.ones((3, 600), int)
+    with monkeypatch.context() as patch:
+        patch.setattr(device.transport, "wait", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            layer.integers(x)
+    assert device.read_register("STATUS") != Status.RUNNING
+    assert np.array_equal(layer.integers(x), sim.golden.integers(q, x))
 
 
 def test_malformed_programs_leave_a_working_device(devices):

@@ -86,7 +86,7 @@ class Job:
         self.xq = xq
         N, _ = q.shape
         passes = 1 if np.abs(xq).max(initial=0) <= 127 else 2
-        image = pack(q.codes, q.config.bits, q.scales, q.zeros, q.config.group_size, CONFIG)
+        image = pack(q, CONFIG)
         base = layout.hold(len(image.data))
         self.memory.store(base, image.data, image.side)
         self.code = LayerCode(tiles=[(base + first, steps) for first, steps in image.tiles],
@@ -269,7 +269,7 @@ async def int8_results(bench, rng):
             "multiplier": np.clip(2.0**FINE_SHIFT * rng.choice([50, 100, 300], N) / coarse,
                                   2048, 131071).astype(int)}     # smaller ones saturate early
         layout = Layout(bench.memory)
-        image = pack(q.codes, bits, q.scales, q.zeros, q.config.group_size, CONFIG, parameters)
+        image = pack(q, CONFIG, parameters)
         base = layout.hold(len(image.data))
         bench.memory.store(base, image.data, image.side)
         code = LayerCode(tiles=[(base + first, steps) for first, steps in image.tiles],

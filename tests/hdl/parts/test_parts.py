@@ -16,7 +16,16 @@ from amaranth.back import rtlil, verilog
 from amaranth.hdl import Cat, Elaboratable, Module, Mux, Signal, signed
 from amaranth.sim import Simulator
 
-from hdl.parts import BlockRAM, ByteRAM, Multiplier, TableRAM, count_down, count_up, delay
+from hdl.parts import (
+    BlockRAM,
+    ByteRAM,
+    Multiplier,
+    TableRAM,
+    WideMultiplier,
+    count_down,
+    count_up,
+    delay,
+)
 from hdl.parts.adder import Adder, SelectAdder, ccu2c_chain
 from sim.verilate import verilator_environment
 
@@ -112,9 +121,11 @@ def simulate(dut, testbench):
     sim.run()
 
 
-@pytest.mark.parametrize("widths", [(1, 1), (1, 18), (18, 18), (7, 17), (18, 17)])
-def test_multiplier(widths):
-    dut = Multiplier(*widths)
+@pytest.mark.parametrize("kind, widths", [
+    *((Multiplier, widths) for widths in [(1, 1), (1, 18), (18, 18), (7, 17), (18, 17)]),
+    *((WideMultiplier, widths) for widths in [(19, 17), (22, 17), (27, 18), (34, 18), (19, 1)])])
+def test_multiplier(kind, widths):
+    dut = kind(*widths)
     rng = random.Random(SEED)
 
     def operands(width):
@@ -133,9 +144,32 @@ def test_multiplier(widths):
             await ctx.tick()
 
     simulate(dut, testbench)
-    assert dut.LATENCY == 3
-    assert products[3:] == [a * b for a, b in pairs]
-    assert products[:3] == [0] * 3
+    assert dut.LATENCY == (3 if kind is Multiplier else 4)
+    assert products[dut.LATENCY:] == [a * b for a, b in pairs]
+    assert products[:dut.LATENCY] == [0] * dut.LATENCY
+
+
+def test_held_operand():
+    """A held `a` stays; `b` goes on."""
+    dut = Multiplier(8, 8, hold=True)
+    rng = random.Random(SEED)
+    steps = [(rng.randint(-128, 127), rng.randint(-128, 127), rng.random() < 0.7)
+             for _ in range(200)]
+    found, expected, held = [], [], 0
+
+    async def testbench(ctx):
+        for a, b, hold in steps + [(0, 0, 1)] * dut.LATENCY:
+            found.append(ctx.get(dut.o))
+            ctx.set(dut.a, a)
+            ctx.set(dut.b, b)
+            ctx.set(dut.hold, hold)
+            await ctx.tick()
+
+    simulate(dut, testbench)
+    for a, b, hold in steps:
+        held = held if hold else a
+        expected.append(held * b)
+    assert found[dut.LATENCY:] == expected
 
 
 @pytest.mark.parametrize("widths", [(0, 8), (19, 8), (8, 0), (8, 19)])

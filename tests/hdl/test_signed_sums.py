@@ -3,7 +3,7 @@
 import pytest
 from amaranth.sim import Simulator
 
-from hdl.builder import StepCounter, step_program
+from hdl.signed_sums import StepCounter, step_program
 
 
 @pytest.mark.parametrize("chunks", [(4,), (8,), (4, 8)])

@@ -1,0 +1,158 @@
+"""Table builders of the psumbook format: products of centroids and a chunk of activations.
+
+The table of a chunk x[0..v-1] holds ``<C[i], x>`` for every centroid i of one codebook (CodeGEMM,
+section 3, Psumbook construction).  One centroid per cycle goes to all builders of all rows; each
+multiplies it by the chunk that it holds.  So the codebook has one read port, however many lanes
+and rows there are, and every entry is computed once.
+"""
+
+from amaranth.hdl import Cat, Module, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from hdl.config import ACTIVATION_MAX, CENTROID_MAX, bits_for
+from hdl.parts import ByteRAM, Multiplier, add, delay
+from hdl.walk import step, walk_members
+
+__all__ = ["CentroidBuilder", "CentroidWalk"]
+
+
+class CentroidWalk(wiring.Component):
+    """Walks through the centroids for all lane groups of a K tile: see :mod:`hdl.walk`.
+
+    ``2**b`` cycles per lane group; the activations of a group are read while the entries of the
+    one before it are computed.  Holds the codebooks, four of them.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        super().__init__(walk_members(config))
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        v, b = config.v, config.b
+        groups = len(config.lane_groups)
+        byte_bits = (v * groups - 1).bit_length()   # of a tile, in one builder's buffer
+
+        # Where in the walk: the entry of the lane group.
+        running = self.running
+        count = Signal(b)
+        byte = Signal(byte_bits)        # first of the group
+        group_end, last_group = Signal(), Signal()
+        m.d.comb += self.tile_end.eq(group_end & last_group)
+        m.d.sync += [group_end.eq(running & (count == 2**b - 2)),
+                     last_group.eq(byte == v * (groups - 1))]
+        with m.If(running):
+            m.d.sync += count.eq(count + 1)
+        with m.If(group_end):
+            m.d.sync += byte.eq(byte + v)
+        with m.If(self.tile_end):
+            m.d.sync += running.eq(0)
+        with m.If(self.start):
+            m.d.sync += [running.eq(1), count.eq(0), byte.eq(0)]
+
+        # Its first v cycles read the group's activations.
+        place = Signal(byte_bits)
+        reads = Signal()
+        m.d.sync += [place.eq(byte | count[:v.bit_length() - 1]),
+                     reads.eq(running & (count[v.bit_length() - 1:] == 0))]
+        m.d.comb += [
+            self.walk.read_address.eq(Cat(place, self.tile)),
+            self.walk.step.shift.eq(delay(m, reads, ByteRAM.LATENCY, name="shift",
+                                          resettable=True))]
+
+        # v cycles later, when the last byte is there, the sweep over the centroids begins.
+        until = v + 1 + ByteRAM.LATENCY + CentroidBuilder.latency(config)
+        started = Signal(until)     # so many cycles ago, plus one
+        m.d.sync += started.eq(Cat(self.start, started))
+        sweeps, writes = started[v], started[-1]
+        centroid, codebook = Signal(b), Signal(2)
+        m.d.sync += centroid.eq(centroid + 1)
+        with m.If(sweeps):
+            m.d.sync += [centroid.eq(0), codebook.eq(self.codebook)]
+        m.d.comb += self.walk.step.capture.eq(
+            delay(m, centroid == 0, ByteRAM.LATENCY, name="capture"))
+        for t in range(v):
+            m.submodules[f"codebook_{t}"] = ram = ByteRAM(2**config.codebook_word_bits,
+                                                          config.family)
+            m.d.comb += [
+                ram.write_address.eq(self.word), ram.write_enable.eq(self.load),
+                ram.write_data.eq(self.centroids[32 * t:32 * t + 32]),
+                ram.read_address.eq(Cat(centroid, codebook)),
+                self.walk.step.centroid[8 * t:8 * t + 8].eq(ram.read_data)]
+
+        # The entries come out and go to one lane group after another.
+        entry, group, bank = self.walk.entry, self.walk.group, self.walk.bank
+        entry_end = Signal()
+        m.d.sync += [entry.eq(entry + 1), entry_end.eq((entry == 2**b - 2) & ~writes)]
+        with m.If(entry_end):
+            m.d.sync += group.eq(group << 1)
+        with m.If(writes):
+            m.d.sync += [entry.eq(0), group.eq(1)]
+        # `bank` changes after the last write of a tile; the next tile's first comes later.
+        m.d.comb += self.table_ready.eq(entry_end & group[-1])
+        with m.If(self.table_ready):
+            m.d.sync += bank.eq(~bank)
+        m.d.comb += self.active.eq(running | started.any() | group.any())
+        return m
+
+
+class CentroidBuilder(wiring.Component):
+    """The multipliers that make table entries for one row, `v` per builder.
+
+    Builder `b` of B serves the lanes congruent to b modulo B; all work in lock step.  An entry
+    comes :meth:`latency` cycles after its centroid, one per builder and cycle; there is no
+    back-pressure.
+
+    Parameters
+    ----------
+    config : EngineConfig
+
+    Members
+    -------
+    word : In(8 * builders)
+        One activation per builder.
+    step : In(step)
+        Take the word; capture the chunk; multiply it by a centroid.
+    entries : Out(array of signed(entry_bits))
+    """
+
+    def __init__(self, config):
+        self.config = config
+        self.width = config.entry_bits(config.v)
+        super().__init__({
+            "word": In(8 * config.builders), "step": In(step(config)),
+            "entries": Out(data.ArrayLayout(signed(self.width), config.builders))})
+
+    @staticmethod
+    def latency(config):
+        """Cycles from a centroid to its entry: a product and its adder tree."""
+        return Multiplier.LATENCY + config.v.bit_length() - 1
+
+    def elaborate(self, platform):
+        m = Module()
+        v, family = self.config.v, self.config.family
+        for b in range(self.config.builders):
+            chunk = Signal(8 * v, name=f"chunk_{b}", reset_less=True)
+            with m.If(self.step.shift):
+                m.d.sync += chunk.eq(Cat(chunk[8:], self.word[8 * b:8 * b + 8]))
+            sums, bound = [], ACTIVATION_MAX * CENTROID_MAX
+            for t in range(v):
+                m.submodules[f"multiplier_{b}_{t}"] = multiplier = Multiplier(
+                    8, 8, family, hold=True)
+                byte = slice(8 * t, 8 * t + 8)
+                m.d.comb += [multiplier.a.eq(chunk[byte]), multiplier.hold.eq(~self.step.capture),
+                             multiplier.b.eq(self.step.centroid[byte])]
+                sums.append(multiplier.o[:bits_for(bound)].as_signed())
+            while len(sums) > 1:
+                bound *= 2
+                width = bits_for(bound)
+                merged = []
+                for i in range(0, len(sums), 2):
+                    total = Signal(signed(width), name=f"sum_{b}_{len(sums)}_{i}", reset_less=True)
+                    m.d.sync += total.eq(add(m, sums[i], sums[i + 1], width=width, family=family))
+                    merged.append(total)
+                sums = merged
+            m.d.comb += self.entries[b].eq(sums[0])
+        return m

@@ -1,0 +1,92 @@
+"""What the formats share: checks of arguments, and group scales as they are stored."""
+
+import operator
+
+import numpy as np
+
+from host.errors import ArgumentError, ArgumentTypeError, ConfigError
+from host.matrix import check_array
+
+__all__ = ["SCALE_MAX", "array_of", "as_array", "check_group_size", "check_scales", "integer",
+           "relative_scales", "string"]
+
+GROUP_SIZES = (32, 64, 128, None)
+SCALE_MAX = 65535
+
+
+def integer(name, value):
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ArgumentTypeError(f"{name} must be an integer, got {value!r:.80}") from None
+
+
+def string(name, value):
+    if not isinstance(value, str | None):
+        raise ArgumentTypeError(f"{name} must be a string, got {value!r:.80}")
+    return value
+
+
+def check_group_size(value):
+    """A legal group size: weights along K that share a scale, None for the whole row."""
+    size = None if value is None else integer("group_size", value)
+    if size not in GROUP_SIZES:
+        raise ConfigError(f"group_size must be 32, 64, 128 or None (the whole row), got {size}")
+    return size
+
+
+def as_array(name, values):
+    """`values` as an array of whatever dtype."""
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:     # ragged; a tensor elsewhere
+        raise ArgumentTypeError(f"{name} must be an array of numbers: {error}") from None
+
+
+def array_of(name, values, kinds):
+    """`values` as an array whose dtype is of one of `kinds` (bfloat16 counts as "f")."""
+    values = as_array(name, values)
+    kind = "f" if values.dtype.name == "bfloat16" else values.dtype.kind
+    if kind not in kinds:
+        raise ArgumentTypeError(f"{name} must be {'real numbers' if 'f' in kinds else 'integers'}"
+                                f", got dtype {values.dtype}")
+    return values
+
+
+def check_scales(scales, row_scale, shape):
+    """Check and freeze what :func:`relative_scales` makes, for `shape` = (N, groups)."""
+    scales = check_array("scales", scales, np.uint16, shape, "[N, groups]")
+    if not np.isin(scales.max(axis=1), (0, SCALE_MAX)).all():
+        raise ArgumentError(f"the largest of a row's scales must be {SCALE_MAX}, or 0 for "
+                            f"an all-zero row, got {scales.max(axis=1).min()}")
+    row_scale = check_array("row_scale", row_scale, np.float32, shape[:1], "[N]")
+    if not (row_scale > 0).all():
+        raise ArgumentError(f"row_scale must be positive, got {row_scale.min()}")
+    return scales, row_scale
+
+
+def relative_scales(steps, unit):
+    """Split real scales [N, groups] into what is stored.
+
+    Rows whose largest scale is below 1e-40 cannot be expressed and become zero.
+
+    Parameters
+    ----------
+    steps : ndarray of float64, [N, groups]
+        Not negative.
+    unit : int
+        Steps are ``unit * scales * row_scale``.
+
+    Returns
+    -------
+    scales : ndarray of uint16, [N, groups]
+    row_scale : ndarray of float32, [N]
+    """
+    largest = steps.max(axis=1)
+    row_scale = np.minimum(largest / (unit * SCALE_MAX), np.finfo(np.float32).max)
+    row_scale = row_scale.astype(np.float32)
+    zero = row_scale == 0
+    row_scale[zero] = largest[zero] = 1
+    return np.rint(steps / largest[:, None] * SCALE_MAX).astype(np.uint16), row_scale

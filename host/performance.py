@@ -1,0 +1,111 @@
+"""The performance model: cycles of a matmul from the engine's parameters and the shapes.
+
+It is what docs/performance.md explains, and what the demo estimates boards with.  The memory is
+ideal but for a cost per beat; the stages overlap as the program lets them.
+"""
+
+from dataclasses import dataclass
+
+from hdl.config import MIN_COLUMNS, EngineConfig
+from host.pack import SUM_BEATS, spread
+
+__all__ = ["Pass", "build_cycles", "matmul_cycles", "one_pass"]
+
+_START = 2          # cycles between two tables' walks
+_PIPELINE = 90      # from the start of a program to its end, beside everything counted below
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Gathering for one group of ``rows`` tokens.
+
+    Attributes
+    ----------
+    cycles : int
+        Of the gather stage, if it never waits.
+    beats : int
+        Read for codes, parameters not counted.
+    tiles : list of int
+        Cycles of each N tile's K tiles but the last, per K tile and codebook.
+    k_tiles : int
+        K tiles times codebooks.
+    """
+
+    cycles: int
+    beats: int
+    tiles: list
+    k_tiles: int
+
+
+def build_cycles(engine: EngineConfig):
+    """Cycles that the tables of a K tile take, with one codebook.
+
+    ``bitserial``: ``v + 2**(v-1) - 1`` per group of ``builders`` lanes, the Gray code of a half
+    table; ``psumbook``: ``2**b``, an entry per cycle.
+    """
+    if engine.format == "psumbook":
+        return len(engine.lane_groups) * 2**engine.b + _START
+    return sum(v + 2**(v - 1) - 1 for v in engine.lane_groups) + _START
+
+
+def one_pass(engine: EngineConfig, shape, *, group_size, planes=1, codebooks=1, zeros=False):
+    """What gathering a matrix takes: a :class:`Pass`.
+
+    Parameters
+    ----------
+    engine : EngineConfig
+    shape : tuple of int
+        ``(N, K)``.
+    group_size : int or None
+        Weights along K that share a scale.
+    planes, codebooks : int
+        Bit planes of a code, additive codebooks.
+    zeros : bool
+        Whether there are zero points.
+    """
+    N, K = shape
+    k_tiles = spread(K, group_size, engine)[1] // engine.tile_k * codebooks
+    sums = SUM_BEATS if zeros else 0
+    width = engine.n_tile * engine.columns
+    tiles, cycles, beats = [], 0, 0
+    for start in range(0, N, width):
+        steps = max(-(-min(width, N - start) // engine.columns), MIN_COLUMNS)
+        tile = steps * planes + sums
+        # In the last K tile columns are as far apart as the store stage writes them.
+        last = steps * max(planes, engine.store_beats) + sums
+        tiles.append(tile)
+        cycles += (k_tiles - 1) * tile + last
+        beats += k_tiles * tile
+    return Pass(cycles, beats, tiles, k_tiles)
+
+
+def matmul_cycles(engine: EngineConfig, q, tokens, *, beat_cost=1.0):
+    """Cycles of a matmul, from the first instruction to the last result.
+
+    Parameters
+    ----------
+    engine : EngineConfig
+    q : host.matrix.QuantizedMatrix
+    tokens : int
+        int8, one byte pass.
+    beat_cost : float
+        Cycles of the memory per beat: 1 for an ideal one.
+
+    Returns
+    -------
+    float
+    """
+    work = one_pass(engine, q.shape, group_size=q.config.group_size, planes=q.planes,
+                    codebooks=q.codebooks, zeros=q.zeros is not None)
+    build = build_cycles(engine)
+    groups = -(-tokens // engine.rows)
+    load = engine.tile_beats * beat_cost
+    codebooks = 2**engine.b / 4 * q.codebooks * beat_cost if engine.format == "psumbook" else 0
+    # Codes wait for the beats that LOAD reads, in every K tile but the first.
+    loads = load * (work.k_tiles // q.codebooks)
+    gathers = sum(work.k_tiles * max(tile * max(1.0, beat_cost) + 1, build)
+                  for tile in work.tiles)
+    spaced = work.cycles - sum(work.k_tiles * tile for tile in work.tiles)
+    # Nothing is built while the very last K tile is gathered from.
+    unbuilt = max(0, build - work.tiles[-1] - 1)
+    return _PIPELINE + codebooks + build + groups * (loads + gathers + spaced) - unbuilt

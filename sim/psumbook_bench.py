@@ -1,0 +1,95 @@
+"""Measurements of the psumbook format: cores, utilisation, the dequantising baseline."""
+
+from typing import Any
+
+import numpy as np
+
+from hdl.config import BLOCK, EngineConfig
+from sim.measure import identity, measure, routed
+
+__all__ = ["baseline_rows", "core_rows", "random_psumbook", "utilization_rows"]
+
+
+def engine(family="ecp5", *, v, lanes, group=128, **fields: Any):
+    """An engine for codebooks of 256 centroids, its tables in block RAM."""
+    return EngineConfig(**{
+        **dict(format="psumbook", family=family, v=v, b=8, lanes=lanes, activation_bits=8,
+               zero_points=False, scale_points=lanes * v // group, n_tile=4096,
+               activation_bytes=8192, address_bits=20, block_ram_blocks=lanes * v // BLOCK),
+        **fields})
+
+
+def core_rows(progress):
+    """Area and clock of psumbook cores on an LFE5U-85F of speed 6: median of three seeds."""
+    from hdl.core import Core
+
+    cases = [("m2v8", engine(v=8, lanes=64, builders=4), 2, 10.0, 180),
+             ("m2v8", engine(v=8, lanes=128, builders=8), 2, 10.0, 180),
+             ("m2v8, two rows", engine(v=8, lanes=64, rows=2, builders=4), 2, 10.0, 180),
+             ("m1v4", engine(v=4, lanes=64, builders=8), 1, None, None)]
+    rows = []
+    for name, config, codebooks, comb_limit, clock_limit in cases:
+        from_routing = routed(Core(config), f"core {name}", progress)
+        macs = config.peak_macs(codebooks)
+        comb = from_routing["comb"] / macs
+        rows.append({
+            "core": name, "lanes": config.lanes, "rows": config.rows, "builders": config.builders,
+            "scale_points": config.scale_points, "macs": macs, **from_routing,
+            "comb_per_mac": round(comb, 2), "comb_limit": comb_limit, "mhz_limit": clock_limit,
+            "met": None if comb_limit is None else
+            comb <= comb_limit and from_routing["mhz"] >= clock_limit, **identity(config)})
+    return rows
+
+
+def random_psumbook(rng, N, K, *, v, codebooks, code_bits=8, group_size=128):
+    """A psumbook matrix of random codes and centroids."""
+    import host
+
+    return host.from_codes(
+        "psumbook", codes=rng.integers(0, 2**code_bits, (codebooks, N, -(-K // v))),
+        codebooks=rng.integers(-127, 128, (codebooks, 2**code_bits, v)),
+        scales=rng.random((N, -(-K // (group_size or K)))) + 0.1, group_size=group_size, K=K)
+
+
+def utilization_rows(progress):
+    """Useful gathers over cycles times gather ports, ideal memory, g = 128."""
+    rows = []
+    for name, v, codebooks, N, K, M, options, limit in (
+            ("m2v8", 8, 2, 4096, 4096, 1, "", 0.95),
+            ("m2v8, 4 builders", 8, 2, 4096, 4096, 1, "format=psumbook&builders=4", None),
+            ("m1v4", 4, 1, 4096, 4096, 1, "", 0.95),
+            ("m1v4", 4, 1, 2048, 4096, 1, "", 0.90),
+            ("m2v8", 8, 2, 4096, 4096, 4, "", None)):
+        q = random_psumbook(np.random.default_rng(0), N, K, v=v, codebooks=codebooks)
+        stats = measure(f"sim:?{options}" if options else "sim:", q, M, progress)
+        rows.append({"format": name, "M": M, "N": N, "K": K, "cycles": stats["cycles"],
+                     "utilization": round(stats["utilization"], 4), "limit": limit,
+                     "met": None if limit is None else stats["utilization"] >= limit,
+                     **stats["identity"]})
+    return rows
+
+
+def baseline_rows(progress):
+    """Bare arrays at m2v8, 128 multiply-accumulates per cycle: Psumbook against dequantising."""
+    from sim.codebook_baselines import DequantArray, PsumbookArray
+
+    arrays = {
+        "psumbook, 2 builders": PsumbookArray(32, 8, 8, builders=2, family="ecp5"),
+        "psumbook, 4 builders": PsumbookArray(32, 8, 8, builders=4, family="ecp5"),
+        "dequantise, then multiply": DequantArray(16, 8, 8, 2, family="ecp5")}
+    areas = {name: routed(array, name, progress) for name, array in arrays.items()}
+    base = areas["dequantise, then multiply"]
+    macs = 128
+    rows = []
+    for name, found in areas.items():
+        table = found is not base
+        builders = getattr(arrays[name], "config", None)
+        rows.append({
+            "array": name, "macs": macs, **found,
+            **{f"{key}_per_mac": round(found[key] / macs, 3) for key in ("comb", "ebr", "dsp")},
+            "hides_from_n": 32 // builders.builders * 256 if builders else None,
+            "dsp_share": round(found["dsp"] / base["dsp"], 3) if table else None,
+            "limit": 0.2 if table else None,
+            "met": found["comb"] < base["comb"] and found["dsp"] <= 0.2 * base["dsp"]
+            if table else None})
+    return rows

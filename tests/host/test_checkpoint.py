@@ -1,0 +1,152 @@
+"""Checkpoints in the layouts of AQLM and CodeGEMM, made here byte for byte."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import host
+import sim.golden
+from host.checkpoint import layers
+
+LAYER = "model.layers.0.mlp.up_proj"
+
+
+def write(directory, config, tensors, name="model.safetensors"):
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    safetensors.numpy.save_file({f"{LAYER}.{k}": np.ascontiguousarray(v)
+                                 for k, v in tensors.items()}, directory / name)
+    return directory
+
+
+def aqlm(N=24, K=128, m=2, bits=8, v=8, seed=0, **change):
+    """(config, tensors, the matrix that they mean) of an AQLM layer."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 2**bits, (N, K // v, m))
+    books = rng.standard_normal((m, 2**bits, 1, v)).astype(np.float16)
+    scales = (rng.random((N, 1, 1, 1)) + 0.5).astype(np.float16)
+    W = sum(books[c, codes[:, :, c], 0].astype(np.float64) for c in range(m))
+    wrapped = np.where(codes >= 2**(bits - 1), codes - 2**bits, codes).astype(
+        np.int8 if bits <= 8 else np.int16)
+    config = {"quantization_config": {
+        "quant_method": "aqlm", "nbits_per_codebook": bits, "num_codebooks": m,
+        "out_group_size": 1, "in_group_size": v, "linear_weights_not_to_quantize": []} | change}
+    return (config, {"codes": wrapped, "codebooks": books, "scales": scales},
+            W.reshape(N, K) * scales.reshape(N, 1))
+
+
+def codegemm(N=24, K=256, m=2, v=8, group=128, seed=0, **change):
+    """(config, tensors, the matrix that they mean) of a CodeGEMM layer."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 256, (m, N, K // v))
+    books = rng.standard_normal((m, 256, v)).astype(np.float16)
+    size = K if group == -1 else group
+    scales = (rng.random((K // size, N)) + 0.5).astype(np.float16)
+    W = sum(books[c, codes[c]].astype(np.float64) for c in range(m)).reshape(N, K)
+    # Four codes of neighbouring chunks to a word, the first in the low byte; rows contiguous.
+    bytes_ = codes.transpose(0, 2, 1).reshape(m, K // v // 4, 4, N).transpose(0, 1, 3, 2)
+    words = np.ascontiguousarray(bytes_.astype(np.uint8)).view("<i4")[..., 0]
+    config = {"codegemm": {"group_size": group, "vec_len": v, "num_codebooks": m,
+                           "nbits_per_codebook": 8, "arch_config": {}} | change}
+    return (config, {"codes": words, "codebooks": books, "scales": scales},
+            W * np.repeat(scales.T.astype(np.float64), size, axis=1))
+
+
+CASES = [aqlm(), aqlm(m=1, bits=6, v=4), aqlm(m=4, bits=4, v=2), codegemm(), codegemm(m=1, v=4),
+         codegemm(group=-1), codegemm(group=32, m=1)]
+
+
+@pytest.mark.parametrize("config, tensors, W", CASES)
+def test_means_what_the_layout_says(tmp_path, config, tensors, W):
+    q = host.from_checkpoint(write(tmp_path / "c", config, tensors))
+    m = q.codebooks
+    # Half a unit of int8 from each codebook, times the scale.
+    unit = np.abs(tensors["codebooks"]).max().astype(float) / 127
+    scale = tensors["scales"].astype(float).max()
+    assert np.abs(q.dequantize() - W).max() < (m / 2 + 0.1) * unit * scale
+    assert np.linalg.norm(q.dequantize() - W) < 0.02 * np.linalg.norm(W)
+    assert layers(tmp_path / "c") == [LAYER]
+
+
+@pytest.mark.parametrize("case", [aqlm(N=30, K=512), codegemm(N=30, K=512)],
+                         ids=["aqlm", "codegemm"])
+def test_runs_on_the_device(tmp_path, case):
+    config, tensors, W = case
+    q = host.from_checkpoint(write(tmp_path / "c", config, tensors), LAYER)
+    x = np.random.default_rng(1).standard_normal((3, 512)).astype(np.float32)
+    with host.open("sim:") as device:
+        y = device.load(q)(x)
+    assert np.array_equal(y, sim.golden.matmul(q, x))
+    # The product of what the checkpoint means, within int8 activations and centroids.
+    assert np.linalg.norm(y - x @ W.T) < 0.03 * np.linalg.norm(x @ W.T)
+
+
+class TestRefused:
+    def check(self, tmp_path, case, message, kind=host.FileError, layer=None):
+        with pytest.raises(kind, match=message):
+            host.from_checkpoint(write(tmp_path / "c", *case[:2]), layer)
+
+    def test_sixteen_bits(self, tmp_path):
+        self.check(tmp_path, aqlm(m=1, bits=16), "1x16", host.ConfigError)
+
+    def test_several_output_rows(self, tmp_path):
+        self.check(tmp_path, aqlm(out_group_size=8), "out_group_size 8", host.ConfigError)
+
+    def test_other_methods(self, tmp_path):
+        self.check(tmp_path, aqlm(quant_method="gptq"), "quant_method 'gptq'")
+
+    @pytest.mark.parametrize("part", ["codes", "codebooks", "scales"])
+    @pytest.mark.parametrize("make", [aqlm, codegemm])
+    def test_missing_tensor(self, tmp_path, part, make):
+        config, tensors, _ = make()
+        del tensors[part]
+        self.check(tmp_path, (config, tensors),
+                   "no quantised layer" if part == "codes" else f"{part}' is missing",
+                   host.ArgumentError, LAYER)
+
+    def test_extra_tensor(self, tmp_path):
+        config, tensors, _ = aqlm()
+        self.check(tmp_path, (config, tensors | {"zeros": np.zeros(3)}), "zeros' is not part")
+
+    @pytest.mark.parametrize("make, part, value, message", [
+        (aqlm, "codes", np.zeros((24, 16, 3), np.int8), r"\[N, K/8, 2\]"),
+        (aqlm, "codes", np.zeros((24, 16, 2), np.float16), "integers"),
+        (aqlm, "codes", np.full((24, 16, 2), 300, np.int16), r"-128\.\.255, got 0\.\.300"),
+        (aqlm, "codebooks", np.zeros((2, 255, 1, 8), np.float16), r"\(2, 256, 1, 8\)"),
+        (aqlm, "codebooks", np.full((2, 256, 1, 8), np.nan, np.float16), "finite"),
+        (aqlm, "scales", np.ones((25, 1, 1, 1), np.float16), r"\(24, 1, 1, 1\)"),
+        (aqlm, "scales", np.full((24, 1, 1, 1), np.inf, np.float16), "finite"),
+        (aqlm, "scales", np.full((24, 1, 1, 1), -1, np.float16), "not be negative"),
+        (codegemm, "codes", np.zeros((2, 8, 24), np.int64), "int32"),
+        (codegemm, "scales", np.ones((3, 24), np.float16), r"\(2, 24\)"),
+        (codegemm, "codebooks", np.zeros((1, 256, 8), np.float16), r"\(2, 256, 8\)"),
+    ])
+    def test_contradictions(self, tmp_path, make, part, value, message):
+        config, tensors, _ = make()
+        self.check(tmp_path, (config, tensors | {part: value}), message)
+
+    def test_group_sizes_that_engines_do_not_have(self, tmp_path):
+        self.check(tmp_path, codegemm(group=64 * 4, K=512), "32, 64, 128", host.ConfigError)
+
+    def test_configuration(self, tmp_path):
+        self.check(tmp_path, aqlm(in_group_size="8"), "in_group_size as an integer")
+        (tmp_path / "c" / "config.json").write_text("[")
+        with pytest.raises(host.FileError, match="JSON"):
+            host.from_checkpoint(tmp_path / "c")
+
+    def test_what_is_not_a_checkpoint(self, tmp_path):
+        with pytest.raises(host.FileError, match="directory"):
+            host.from_checkpoint(tmp_path / "nothing")
+        with pytest.raises(host.ArgumentError, match="directory"):
+            host.from_checkpoint(None)
+
+    def test_a_layer_must_be_named(self, tmp_path):
+        config, tensors, _ = aqlm()
+        write(tmp_path / "c", config, tensors)
+        more = {f"other.{k}": v for k, v in tensors.items()}
+        safetensors.numpy.save_file(more, tmp_path / "c" / "b.safetensors")
+        with pytest.raises(host.ArgumentError, match="2 quantised layers: name one of model"):
+            host.from_checkpoint(tmp_path / "c")
+        assert host.from_checkpoint(tmp_path / "c", "other").shape == (24, 128)
