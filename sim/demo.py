@@ -52,6 +52,8 @@ class Plan:
     ----------
     engines : dict of int to str
         Device URL by rows.
+    psumbook : str
+        URL of the engine for the classifier's codebooks.
     images : int or None
         How many images of the test set; None is all of them.
     size : int
@@ -61,14 +63,19 @@ class Plan:
     """
 
     engines: dict
+    psumbook: str
     images: int | None
     size: int
     tokens: tuple = (1, 8)
 
 
-FULL = Plan(engines={1: "sim:", 8: "sim:?rows=8&builders=8"}, images=None, size=4096)
+_CODEBOOKS = ("sim:?format=psumbook&v=4&b=8&builders=8&activation_bits=8&zero_points=0"
+              "&lanes={lanes}&rows={rows}&scale_points={points}&block_ram_blocks={blocks}")
+FULL = Plan(engines={1: "sim:", 8: "sim:?rows=8&builders=8"}, images=None, size=4096,
+            psumbook=_CODEBOOKS.format(lanes=64, rows=2, points=2, blocks=8))
 QUICK = Plan(engines={1: "sim:?lanes=32&n_tile=64&activation_bytes=1024&memory_mib=4"},
-             images=8, size=256)
+             images=8, size=256, psumbook=_CODEBOOKS.format(lanes=32, rows=1, points=1, blocks=4)
+             + "&n_tile=64&activation_bytes=1024&memory_mib=4")
 CLASSIFIER_BITS = (8, 4, 2)
 LARGE_BITS = (2, 4)
 GROUP = 128
@@ -99,7 +106,7 @@ def read_reports(directory=REPORTS):
     Returns
     -------
     list of dict
-        With the file's stem as ``name``.
+        With the file's stem as ``name``, without "-default".
     """
     found = []
     for path in sorted(directory.glob("*.json")):
@@ -108,7 +115,7 @@ def read_reports(directory=REPORTS):
         except ValueError as error:
             raise host.FileError(f"{path}: must be JSON: {error}") from error
         if isinstance(report, dict) and report.keys() >= {"board", "engine", "clock_hz", "memory"}:
-            found.append(report | {"name": path.stem})
+            found.append(report | {"name": path.stem.removesuffix("-default")})
     return found
 
 
@@ -225,8 +232,9 @@ def run_jobs(title, jobs):
 def prepare(plan):
     """Build the engines of a plan; a line for every step."""
     console = Console(stderr=True, highlight=False)
-    for rows, url in plan.engines.items():
-        name = f"engine of {rows} row{'s' * (rows > 1)}"
+    engines = {f"engine of {rows} row{'s' * (rows > 1)}": url
+               for rows, url in plan.engines.items()}
+    for name, url in [*engines.items(), ("engine for codebooks", plan.psumbook)]:
         begun = []
         start = time.monotonic()
         with commandline.live(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
@@ -264,12 +272,31 @@ def quantize_classifier(network):
     return matrices
 
 
-def classify(device, matrices, biases, x):
-    """Offload a network: its logits, statistics per layer, and how many outputs are golden."""
+def quantize_codebooks(network, matrices):
+    """The classifier's matrices with its large layer in codebooks, calibrated as well.
+
+    One of 256 centroids for every four weights: two bits per weight too.  The codebook of a
+    smaller layer would weigh as much as its codes.
+    """
+    inputs = network.run(network.train)
+    large = max(range(len(matrices)), key=lambda i: network.weights[i].size)
+    mixed = list(matrices)
+    with progress_bar("quantising the large layer with a codebook") as progress:
+        mixed[large] = host.quantize(
+            network.weights[large], format="psumbook", v=4, codebooks=1, group_size=GROUP,
+            calibration=inputs[large], progress=progress)
+    return mixed
+
+
+def classify(devices, matrices, biases, x):
+    """Offload a network: its logits, statistics per layer, and how many outputs are golden.
+
+    `devices` has one for each format of a matrix.
+    """
     stats, equal, outputs = [], 0, 0
     for i, (q, bias) in enumerate(zip(matrices, biases)):
         hidden = i < len(matrices) - 1
-        layer = device.load(q, bias=bias, activation="relu" if hidden else None)
+        layer = devices[q.format].load(q, bias=bias, activation="relu" if hidden else None)
         y = layer(x)
         expected = golden.matmul(q, x, bias)
         equal += agreeing(y, np.maximum(expected, 0) if hidden else expected)
@@ -288,31 +315,43 @@ def run_classifier(plan):
     with host.open(url) as device:
         engine, clock = device.engine, device.clock_hz
     jobs = [Job(url, sum(matmul_cycles(engine, q, len(x)) for q in qs),
-                lambda device, qs=qs: classify(device, qs, network.biases, x))
+                lambda device, qs=qs: classify({"bitserial": device}, qs, network.biases, x))
             for bits, qs in matrices.items()]
-    results = run_jobs("classifying", jobs)
+    mixed = quantize_codebooks(network, matrices[min(matrices)])
+
+    def with_codebooks(device):
+        with host.open(plan.psumbook) as other:
+            return classify({"bitserial": device, "psumbook": other}, mixed, network.biases, x)
+
+    jobs.append(Job(url, jobs[-1].cycles, with_codebooks))
+    *results, codebooks = run_jobs("classifying", jobs)
     reference = network.run(x)[-1]
     right = lambda logits: int(np.count_nonzero(logits.argmax(axis=1) == labels))
     widths, layers = [], {}
-    for (bits, qs), (logits, stats, equal, outputs) in zip(matrices.items(), results):
+
+    def figures(qs, found):
+        logits, stats, equal, outputs = found
         sizes = [N * K for N, K in (q.shape for q in qs)]
         cycles = sum(s["cycles"] for s in stats)
         possible = sum(s["cycles"] * s["peak_macs_per_cycle"] for s in stats)
-        layers[bits] = [Layer(q.shape, bits, GROUP, len(x), s["cycles"])
-                        for q, s in zip(qs, stats)]
-        widths.append({
-            "bits": bits, "right": right(logits), "accuracy": right(logits) / len(x),
+        return {
+            "right": right(logits), "accuracy": right(logits) / len(x),
             "logit_error": float(np.linalg.norm(logits - reference) / np.linalg.norm(reference)),
             "bits_per_weight": sum(q.bits_per_weight * n for q, n in zip(qs, sizes)) / sum(sizes),
             "outputs": outputs, "golden": equal, "cycles": cycles,
             "utilization": len(x) * sum(sizes) / possible,
             "gops": 2 * len(x) * sum(sizes) * clock / cycles / 1e9,
-            "seconds": cycles / clock})
+            "seconds": cycles / clock}
+
+    for (bits, qs), found in zip(matrices.items(), results):
+        layers[bits] = [Layer(q.shape, bits, GROUP, len(x), s["cycles"])
+                        for q, s in zip(qs, found[1])]
+        widths.append({"bits": bits, **figures(qs, found)})
     return {
         "layers": [list(W.shape) for W in network.weights], "images": len(x), "device": url,
         "engine": engine.as_dict(), "clock_hz": clock, "float": {
             "right": right(reference), "accuracy": right(reference) / len(x)},
-        "widths": widths}, layers, engine
+        "widths": widths, "codebooks": figures(mixed, codebooks)}, layers, engine
 
 
 def run_boards(layers, engine):
@@ -411,14 +450,18 @@ def _classifier_table(result):
     sizes = "-".join(str(n) for n in [result["layers"][0][1], *(N for N, _ in result["layers"])])
     share = lambda f: f"{f['accuracy']:.2%}"
     rows = [("float", share(result["float"]), "", "32", "", "", "", "")]
-    rows += [(f"W{w['bits']}", share(w), f"{w['logit_error']:.4f}", f"{w['bits_per_weight']:.2f}",
+    measured = [*result["widths"], result["codebooks"]]
+    name = lambda w: f"W{w['bits']}" if "bits" in w else "W2, codebook"
+    rows += [(name(w), share(w), f"{w['logit_error']:.4f}", f"{w['bits_per_weight']:.2f}",
               f"{w['cycles']:,}", f"{w['utilization']:.1%}", f"{w['gops']:.1f}",
-              f"{1e3 * w['seconds']:.2f} ms") for w in result["widths"]]
+              f"{1e3 * w['seconds']:.2f} ms") for w in measured]
     return _table(
         f"Digits: MLP {sizes}, {result['images']} test images, quantised with GPTQ",
         ("weights", "accuracy", "logit\nerror", "stored bits\nper weight", "cycles",
          "utili-\nsation", "GOPS", "time"), rows,
-        f"{_agreement(result['widths'])} Cycles are simulated: {engine['lanes']} lanes, "
+        f"{_agreement(measured)} The last line has psumbook codes (v 4, 8 bits) in the layer of "
+        "1024 x 1024 and bit-serial ones in the others, which are too small to carry a codebook. "
+        f"Cycles are simulated: {engine['lanes']} lanes, "
         f"{engine['rows']} row{'s' * (engine['rows'] > 1)}, ideal memory; GOPS and time follow at "
         f"{result['clock_hz'] / 1e6:g} MHz, transfers from and to the host excluded. Utilisation "
         f"counts the padding of K = {result['layers'][0][1]} to the {4 * engine['lanes']} inputs "
@@ -491,7 +534,8 @@ def _run(args):
     large = run_large(plan)
     show(_large_table(large))
     seconds = time.monotonic() - start
-    exact = all(f["golden"] == f["outputs"] for f in classifier["widths"] + large["runs"])
+    exact = all(f["golden"] == f["outputs"] for f in [
+        *classifier["widths"], classifier["codebooks"], *large["runs"]])
     if args.json:
         print(json.dumps({"classifier": classifier, "boards": boards, "large": large,
                           "exact": exact, "seconds": round(seconds, 1)}))

@@ -15,7 +15,7 @@ from host.quantizer import configure
 
 __all__ = ["add_options", "check_out", "configuration", "describe", "given", "read_array", "rows"]
 
-_FIELDS = ("bits", "group_size", "scheme", "method")
+_FIELDS = ("bits", "group_size", "scheme", "method", "v", "codebooks", "code_bits")
 _OPTIONS = ("format", *_FIELDS, "calibration")
 _DTYPES = ("F16", "BF16", "F32", "F64")     # of safetensors; NumPy does not know all there are
 
@@ -33,12 +33,16 @@ def add_options(parser):
     field = lambda *args, **options: parser.add_argument(
         *args, default=argparse.SUPPRESS, **options)
     field("--format", choices=list(FORMATS), help="quantised format (default: bitserial)")
-    field("--bits", type=int, help="bits of a code, 1..8 (default: 4)")
+    field("--bits", type=int, help="bitserial: bits of a code, 1..8 (default: 4)")
     field("--group-size", type=_group_size, metavar="SIZE",
           help="weights that share a scale: 32, 64, 128, or 'row' (default: 128)")
     field("--scheme", choices=["symmetric", "asymmetric", "ternary", "binary"],
-          help="(default: symmetric)")
-    field("--method", choices=["rtn", "gptq"], help="(default: gptq with --calibration, else rtn)")
+          help="bitserial (default: symmetric)")
+    field("--method", choices=["rtn", "gptq"],
+          help="bitserial (default: gptq with --calibration, else rtn)")
+    field("--v", type=int, help="psumbook: weights in a chunk, 2, 4 or 8 (default: 8)")
+    field("--codebooks", type=int, help="psumbook: additive codebooks, 1..4 (default: 2)")
+    field("--code-bits", type=int, help="psumbook: bits of a code, 4..8 (default: 8)")
     field("--calibration", type=Path, metavar="FILE.npy",
           help="inputs of the layer, [tokens, in_features]")
 
@@ -73,8 +77,8 @@ def configuration(parser, args, path):
         parser.error("--method gptq needs --calibration")
     if args.seed < 0:
         parser.error(f"--seed must not be negative, got {args.seed}")
-    if args.tensor is not None and path.suffix != ".safetensors":
-        parser.error(f"--tensor needs a .safetensors file, got {path}")
+    if args.tensor is not None and path.suffix != ".safetensors" and not path.is_dir():
+        parser.error(f"--tensor needs a .safetensors file or a checkpoint, got {path}")
     return config
 
 

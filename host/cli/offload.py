@@ -9,6 +9,7 @@ from rich.console import Console
 
 from hdl import commandline
 from hdl.commandline import progress_bar
+from host.checkpoint import from_checkpoint
 from host.cli import matrix
 from host.errors import ArgumentError, DeviceError, FileError
 from host.matrix import load, row_blocks
@@ -69,7 +70,8 @@ def main(argv=None):
         if args.random < 1:
             parser.error(f"--random must be at least 1, got {args.random}")
         quantized = _is_quantized(args.matrix)
-        options = matrix.given(args) + ["tensor"] * (args.tensor is not None)
+        file = args.tensor is not None and not args.matrix.is_dir()
+        options = matrix.given(args) + ["tensor"] * file
         if quantized and options:
             parser.error(f"--{options[0].replace('_', '-')} is for float matrices; {args.matrix} "
                          "is quantised already")
@@ -80,7 +82,9 @@ def main(argv=None):
 
 
 def _is_quantized(path):
-    """Whether a file is one of ours; reading it reports what else may be wrong with it."""
+    """Whether a file is one of ours, or a checkpoint; reading it reports what else is wrong."""
+    if path.is_dir():
+        return True
     if path.suffix != ".safetensors":
         return False
     try:
@@ -94,7 +98,8 @@ def _run(args, config, parser):
     """Quantise where `config` is given, multiply, check and write; returns the summary."""
     matrix.check_out(args.out)
     if config is None:
-        q, W = load(args.matrix), None
+        q = from_checkpoint(args.matrix, args.tensor) if args.matrix.is_dir() else load(args.matrix)
+        W = None
     else:
         W = matrix.read_array(args.matrix, args.tensor)
         calibration = matrix.read_array(args.calibration) if hasattr(args, "calibration") else None

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from hdl import commandline
+from host.checkpoint import from_checkpoint
 from host.cli import matrix
 from host.quantizer import quantize
 
@@ -17,6 +18,9 @@ examples:
   python -m host.quantize model.safetensors --tensor model.layers.0.mlp.up_proj.weight \\
       --bits 2 --group-size 128 --calibration inputs.npy --out up_proj.w2.safetensors
   python -m host.quantize layer.npy --scheme ternary --group-size row --json
+  python -m host.quantize layer.npy --format psumbook --v 8 --codebooks 2 --out layer.safetensors
+  python -m host.quantize Llama-2-7b-AQLM-2Bit-2x8 --tensor model.layers.0.mlp.up_proj \\
+      --out up_proj.psumbook.safetensors
 
 exit status: 0 done, 1 failed, 2 bad usage
 """
@@ -27,9 +31,11 @@ def _parser():
                                 description="Quantise a weight matrix "
                                             "[out_features, in_features].")
     parser.add_argument("input", type=Path, metavar="FILE",
-                        help="the matrix: .npy, or .safetensors (float32, float16, bfloat16)")
+                        help="the matrix: .npy, .safetensors (float32, float16, bfloat16), or the "
+                             "directory of an AQLM or CodeGEMM checkpoint, which is converted")
     parser.add_argument("--tensor", metavar="NAME",
-                        help="which tensor of a .safetensors file (default: the only one)")
+                        help="which tensor of a .safetensors file, or layer of a checkpoint "
+                             "(default: the only one)")
     matrix.add_options(parser)
     parser.add_argument("--seed", type=int, default=0,
                         help="of formats that draw random numbers (default: %(default)s)")
@@ -45,6 +51,9 @@ def main(argv=None):
 
     def work(args):
         config = matrix.configuration(parser, args, args.input)
+        if args.input.is_dir() and (options := matrix.given(args)):
+            parser.error(f"--{options[0].replace('_', '-')} is for float matrices; {args.input} is "
+                         "a checkpoint, quantised already")
         summary = _run(args, config)
         commandline.print_summary(summary, _rows(summary), as_json=args.json)
 
@@ -54,6 +63,8 @@ def main(argv=None):
 def _run(args, config):
     """Quantise and write; returns the summary as a dict."""
     matrix.check_out(args.out)
+    if args.input.is_dir():
+        return _convert(args)
     W = matrix.read_array(args.input, args.tensor)
     calibration = matrix.read_array(args.calibration) if hasattr(args, "calibration") else None
     start = time.monotonic()
@@ -74,6 +85,18 @@ def _run(args, config):
             "out": None if args.out is None else str(args.out)}
 
 
+def _convert(args):
+    """Write a layer of a checkpoint; returns the summary as a dict."""
+    start = time.monotonic()
+    q = from_checkpoint(args.input, args.tensor)
+    if args.out is not None:
+        q.save(args.out)
+    return {"input": str(args.input), "tensor": args.tensor, **matrix.describe(q),
+            "relative_error": None, "output_error": None,
+            "seconds": round(time.monotonic() - start, 3), "digest": q.digest,
+            "out": None if args.out is None else str(args.out)}
+
+
 def _relative(error, reference):
     norm = np.linalg.norm(reference)
     return float(np.linalg.norm(error) / norm) if norm else float(np.any(error))
@@ -82,8 +105,9 @@ def _relative(error, reference):
 def _rows(summary):
     """What the table says: a list of (name, value)."""
     rows = [*matrix.rows(summary["input"], summary["tensor"], summary),
-            ("code bits/weight", f"{summary['code_bits_per_weight']:.3f}"),
-            ("relative weight error", f"{summary['relative_error']:.4f}")]
+            ("code bits/weight", f"{summary['code_bits_per_weight']:.3f}")]
+    if summary["relative_error"] is not None:
+        rows.append(("relative weight error", f"{summary['relative_error']:.4f}"))
     if summary["output_error"] is not None:
         rows.append(("relative output error", f"{summary['output_error']:.4f} on the calibration"))
     return rows + [("time", f"{summary['seconds']:.1f} s"), ("digest", summary["digest"]),

@@ -83,6 +83,21 @@ def test_runs_on_the_device(tmp_path, case):
     assert np.linalg.norm(y - x @ W.T) < 0.03 * np.linalg.norm(x @ W.T)
 
 
+def test_command_lines(tmp_path, capsys):
+    from host.cli import offload, quantize
+
+    config, tensors, _ = aqlm(N=16, K=64)
+    checkpoint, out = write(tmp_path / "c", config, tensors), tmp_path / "q.safetensors"
+    assert quantize.main([str(checkpoint), "--tensor", LAYER, "--out", str(out), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["format"] == "psumbook" and summary["relative_error"] is None
+    assert host.load(out).digest == host.from_checkpoint(checkpoint).digest == summary["digest"]
+    assert offload.main([str(checkpoint), "--random", "2", "--check", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["shape"] == [16, 64]
+    assert quantize.main([str(checkpoint), "--bits", "4"]) == 2
+    assert "quantised already" in capsys.readouterr().err
+
+
 class TestRefused:
     def check(self, tmp_path, case, message, kind=host.FileError, layer=None):
         with pytest.raises(kind, match=message):

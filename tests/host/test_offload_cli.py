@@ -170,7 +170,7 @@ class TestRefused:
         (("w.npy", "--bits", "9"), "bits must be 1..8, got 9"),
         (("w.npy", "--format", "fp4"), "invalid choice: 'fp4'"),
         (("w.npy", "--method", "gptq"), "--method gptq needs --calibration"),
-        (("w.npy", "--tensor", "up"), "--tensor needs a .safetensors file, got w.npy"),
+        (("w.npy", "--tensor", "up"), "or a checkpoint, got w.npy"),
         (("w.npy", "--random", "0"), "--random must be at least 1, got 0"),
         (("w.npy", "--seed", "-1"), "--seed must not be negative, got -1"),
         (("w.npy", "--random", "2", "--input", "x.npy"), "not allowed with argument --random"),

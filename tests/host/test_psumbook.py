@@ -1,6 +1,7 @@
 """Psumbook matrices and their quantiser."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -121,6 +122,19 @@ class TestFromCodes:
     def test_contradictions(self, change, message):
         with pytest.raises(host.ArgumentError, match=message):
             host.from_codes("psumbook", **self.given() | change)
+
+
+def test_command_line(tmp_path, capsys):
+    from host.cli import quantize
+
+    np.save(tmp_path / "w.npy", gaussian(32, 64))
+    options = ["--format", "psumbook", "--v", "4", "--codebooks", "2", "--code-bits", "4"]
+    assert quantize.main([str(tmp_path / "w.npy"), *options, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["config"] == {"v": 4, "codebooks": 2, "code_bits": 4, "group_size": 128}
+    assert summary["code_bits_per_weight"] == 2.0
+    assert quantize.main([str(tmp_path / "w.npy"), "--format", "psumbook", "--bits", "2"]) == 2
+    assert "psumbook has no field 'bits'" in capsys.readouterr().err
 
 
 def test_beam_search_finds_what_an_exhaustive_one_finds():

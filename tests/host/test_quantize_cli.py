@@ -124,7 +124,8 @@ class TestRefused:
         (("w.npy", "--scheme", "fp4"), "invalid choice: 'fp4'"),
         (("w.npy", "--format", "fp4"), "invalid choice: 'fp4'"),
         (("w.npy", "--method", "gptq"), "--method gptq needs --calibration"),
-        (("w.npy", "--tensor", "up"), "--tensor needs a .safetensors file, got w.npy"),
+        (("w.npy", "--tensor", "up"),
+         "--tensor needs a .safetensors file or a checkpoint, got w.npy"),
         (("w.npy", "--seed", "-1"), "--seed must not be negative, got -1"),
     ])
     def test_usage(self, files, capsys, args, message):

@@ -13,7 +13,8 @@ from hdl.config import EngineConfig
 from host.performance import one_pass
 from sim import demo, digits, golden
 
-TINY = demo.Plan(engines=demo.QUICK.engines, images=1, size=32, tokens=(1, 2))
+TINY = demo.Plan(engines=demo.QUICK.engines, psumbook=demo.QUICK.psumbook, images=1, size=32,
+                 tokens=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +224,7 @@ class TestPrepare:
 
         monkeypatch.setattr(host, "open", fake)
         assert demo.main(["--prepare"]) == 0
-        assert opened == list(demo.FULL.engines.values())
+        assert opened == [*demo.FULL.engines.values(), demo.FULL.psumbook]
         out, err = capsys.readouterr()
         assert out == ""
         return err
