@@ -131,6 +131,14 @@ def utilization_table():
                     f"{r['limit']}{_verdict(r)}"] for r in _bench("utilization")])
 
 
+def psumbook_utilization_table():
+    """Markdown of the psumbook engine's utilisation."""
+    return _table(["codebooks", "M x N x K", "cycles", "utilisation", "at least"],
+                  [[r["format"], f"{r['M']} x {r['N']} x {r['K']}", f"{r['cycles']:,}",
+                    f"{r['utilization']:.3f}", "" if r["limit"] is None else
+                    f"{r['limit']}{_verdict(r)}"] for r in _bench("psumbook-utilization")])
+
+
 def bandwidth_table():
     """Markdown of what a slow memory allows."""
     return _table(["weights", "memory", "cycles", "GOPS", "share of its bandwidth", "at least"],
@@ -147,6 +155,7 @@ def simulator_table():
 
 TABLES = {"boards": boards_table, "core": core_table, "arrays": arrays_table,
           "memory": memory_table, "utilization": utilization_table, "bandwidth": bandwidth_table,
+          "psumbook-utilization": psumbook_utilization_table,
           "simulator": simulator_table}
 
 

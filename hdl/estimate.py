@@ -2,6 +2,7 @@
 
 from math import ceil
 
+from hdl.config import BLOCK
 from hdl.layout import PARAMETER_BITS
 from hdl.parts.ram import block_rams as blocks
 
@@ -19,25 +20,40 @@ def estimate(config):
         ``comb`` (look-up tables), ``ff``, ``bram`` (blocks of 18 kbit, of 36 on 7-series), ``dsp``.
     """
     e = config.engine
-    lut_lanes = 8 * (e.blocks - e.block_ram_blocks)
-    block_lanes = 4 * e.block_ram_blocks
+    psumbook = e.format == "psumbook"
+    lut_lanes = BLOCK // e.v * (e.blocks - e.block_ram_blocks)
+    block_v = e.v if psumbook else 8
+    block_lanes = BLOCK // block_v * e.block_ram_blocks
     leaves = lut_lanes + block_lanes
-    # A four-bit LUT RAM takes four cells and blocks two; a tree has an adder of 13 cells per leaf.
+    # A LUT RAM of 16 words of four bits takes four cells and blocks two; a tree has an adder a
+    # few bits wider than an entry per leaf.
     groups = [len(rows) for rows in e.row_groups]
-    tables = 6 * lut_lanes * sum(ceil(rows * e.entry_bits(4) / 4) for rows in groups)
+    index = e.index_bits(e.v) + 1
+    tables = lut_lanes * sum(
+        (6 * 2**max(0, index - 4) + (2**max(0, index - 4) - 1) * 4)
+        * ceil(rows * e.entry_bits(e.v) / 4) for rows in groups)
+    adders = e.entry_bits(e.v) + 3
+    # The format's builders: v products added, or a sum of activations.
+    builder = (e.v - 1) * 18 if psumbook else 21
     queue = 6 * ceil((e.code_bits + e.side_bits) / 4)
-    sums = (14 * leaves + 18 * e.scale_points + 36 * (e.scale_points - 1)
+    sums = (adders * leaves + (45 if psumbook else 18) * e.scale_points
+            + 36 * (e.scale_points - 1)
             + e.column_bits + e.accumulator_bits)
     side = [min(32, e.side_bits - i) for i in range(0, e.side_bits, 32)]
     brams = (4 + e.code_bits // 32 * blocks(32, config.memory_beats)
              + sum(blocks(width, config.memory_beats) for width in side)
              + e.cells * blocks(e.accumulator_bits, e.n_tile)
-             + e.columns * block_lanes * sum(blocks(rows * e.entry_bits(8), 256) for rows in groups)
+             + e.columns * block_lanes * sum(
+                 blocks(rows * e.entry_bits(block_v), 2 * 2**e.index_bits(block_v))
+                 for rows in groups)
+             + psumbook * e.v * max(1, 2**e.codebook_word_bits // 512)
              + e.rows * e.builders * max(1, e.activation_depth // 512)
              + e.epilogue * e.columns * blocks(PARAMETER_BITS, 64))
     return {
         "comb": (1900 + 800 * e.epilogue + queue + e.columns * tables + e.cells * (sums + 100)
-                 + e.rows * e.builders * 21),
-        "ff": 3400 + e.cells * (25 * leaves + 350) + 2 * e.code_bits * (len(groups) - 1),
+                 + e.rows * e.builders * builder),
+        "ff": 3400 + e.cells * ((25 + 8 * psumbook) * leaves + 350)
+        + 2 * e.code_bits * (len(groups) - 1),
         "bram": ceil(brams / 2) if e.family == "xilinx7" else brams,
-        "dsp": e.cells * e.scale_points * (1 if e.group_bits <= 18 else 2) + e.epilogue}
+        "dsp": e.cells * e.scale_points * (1 if e.group_bits <= 18 else 2) + e.epilogue
+        + psumbook * e.rows * e.builders * e.v}

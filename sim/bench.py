@@ -26,6 +26,18 @@ _CORE: dict[str, Any] = dict(family="ecp5", activation_bits=8, n_tile=1024, acti
              address_bits=20, builders=2)
 
 
+def _core_why_not(config, area, comb, comb_limit, clock_limit):
+    """Why a core misses its goal; None if it does not."""
+    reasons = []
+    if comb_limit is not None and comb > comb_limit:
+        tables = 18 * (config.lanes - 8 * config.block_ram_blocks)
+        reasons.append(f"LUT RAM is {tables} of {area['comb']} COMB")
+    if clock_limit is not None and area["mhz"] < clock_limit:
+        seeds = f"{min(area['mhz_seeds']):.0f}..{max(area['mhz_seeds']):.0f}"
+        reasons.append(f"{clock_limit - area['mhz']:.0f} MHz short, seeds scatter over {seeds}")
+    return "; ".join(reasons) or None
+
+
 def core_rows(progress):
     """Area and clock of engine cores on an LFE5U-85F of speed 6: median of three seeds."""
     from hdl.core import Core
@@ -54,6 +66,7 @@ def core_rows(progress):
             "comb_limit": comb_limit, "mhz_limit": clock_limit,
             "met": None if comb_limit is None else
             comb <= comb_limit and (clock_limit is None or mhz >= clock_limit),
+            "why_not": _core_why_not(config, area, comb, comb_limit, clock_limit),
             **identity(config)})
     return rows
 
@@ -227,6 +240,7 @@ SECTIONS = tuple(_MEASURE)
 _EXAMPLES = """examples:
   python -m sim.bench --only utilization
   python -m sim.bench --only core --json
+  python -m sim.bench --sweep psumbook --plot psumbook.svg
   python -m sim.bench --save docs/bench.json && python docs/generate.py"""
 
 
@@ -237,29 +251,38 @@ def main(argv=None):
         description="Measure engines: area, clock, utilisation, bandwidth, simulation speed.  "
                     "Placing and routing all of core and arrays takes most of an hour.")
     parser.add_argument("--only", choices=SECTIONS, action="append", help="measure this section")
+    parser.add_argument("--sweep", choices=["psumbook"],
+                        help="instead: bits, error, cycles and area over a format's parameters")
+    parser.add_argument("--plot", type=Path, metavar="FILE",
+                        help="draw the sweep (.png, .svg, .pdf)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--save", type=Path, metavar="FILE",
                         help="put the measured sections into a JSON file, as docs/bench.json")
 
     def work(args):
+        if args.plot and not args.sweep:
+            parser.error("--plot draws a sweep: give --sweep psumbook")
         found = {}
-        names = args.only or SECTIONS
+        names = ["sweep"] if args.sweep else args.only or SECTIONS
+        measures = {**_MEASURE, "sweep": psumbook_bench.sweep}
         columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(),
                    TimeElapsedColumn())
         with commandline.live(*columns) as bar:
             task = bar.add_task("", total=len(names))
             for i, name in enumerate(names):
-                found[name] = _MEASURE[name](
+                found[name] = measures[name](
                     lambda text, name=name: bar.update(task, description=f"{name}: {text}"))
                 bar.update(task, completed=i + 1)
         if args.save:
             saved = json.loads(args.save.read_text()) if args.save.exists() else {}
             args.save.write_text(json.dumps(saved | found, indent=1) + "\n")
+        if args.plot:
+            psumbook_bench.plot(found["sweep"], args.plot)
         if args.json:
             print(json.dumps(found, indent=2))
             return
         for name, rows in found.items():
-            _table((_MEASURE[name].__doc__ or name).splitlines()[0], rows)
+            _table((measures[name].__doc__ or name).splitlines()[0], rows)
 
     return commandline.run(parser, work, argv)
 

@@ -1,4 +1,4 @@
-"""Measurements of the psumbook format: cores, utilisation, the dequantising baseline."""
+"""Measurements of the psumbook format: cores, utilisation, a dequantising baseline, a sweep."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 from hdl.config import BLOCK, EngineConfig
 from sim.measure import identity, measure, routed
 
-__all__ = ["baseline_rows", "core_rows", "random_psumbook", "utilization_rows"]
+__all__ = ["baseline_rows", "core_rows", "plot", "random_psumbook", "sweep", "utilization_rows"]
 
 
 def engine(family="ecp5", *, v, lanes, group=128, **fields: Any):
@@ -93,3 +93,64 @@ def baseline_rows(progress):
             "met": found["comb"] < base["comb"] and found["dsp"] <= 0.2 * base["dsp"]
             if table else None})
     return rows
+
+
+def sweep(progress, size=4096, sample=512):
+    """Trade-offs of the psumbook format: bits, error, cycles and area over (m, v, b, g).
+
+    The error is that of a Gaussian matrix of `sample` rows and columns, relative to its variance;
+    bits and cycles are of a `size` x `size` matrix and one token from ideal memory, cycles and area
+    by the models of :mod:`host.performance` and :mod:`hdl.estimate` for 64 lanes on an ECP5.
+    """
+    import host
+    from hdl.config import DeviceConfig
+    from hdl.estimate import estimate
+    from host.performance import one_pass
+
+    W = np.random.default_rng(0).standard_normal((sample, sample)).astype(np.float32)
+    rows = []
+    for v, b, m in np.ndindex(9, 9, 5):
+        if v not in (2, 4, 8) or b not in (4, 6, 8) or not 1 <= m * b / v <= 4 or not m:
+            continue
+        config = engine(v=v, lanes=64, b=b, builders=min(16, 16 // v * 4), address_bits=16,
+                        block_ram_blocks=64 * v // BLOCK if b > 5 else 0)
+        area = estimate(DeviceConfig(engine=config, memory="onchip", memory_beats=1024))
+        for g in (32, 128, None):
+            progress(f"m{m}v{v}b{b}, groups of {g or 'a row'}")
+            q = host.quantize(W, format="psumbook", v=v, codebooks=m, code_bits=b, group_size=g)
+            error = float(((q.dequantize() - W)**2).mean() / W.var())
+            bits = (m * b / v + 16 / (g or size) + 32 / size
+                    + 8 * m * 2**b * v / size**2)
+            work = one_pass(config, (size, size), group_size=g, codebooks=m)
+            rows.append({"m": m, "v": v, "b": b, "g": g or "row", "bits": round(bits, 3),
+                         "error": round(error, 5), "cycles": work.cycles,
+                         "macs_per_cycle": round(size**2 / work.cycles), "comb": area["comb"],
+                         "ebr": area["bram"], "dsp": area["dsp"]})
+    for row in rows:
+        row["pareto"] = not any(
+            other["bits"] <= row["bits"] and other["error"] <= row["error"]
+            and other["cycles"] <= row["cycles"] and other != row
+            and (other["bits"], other["error"], other["cycles"])
+            != (row["bits"], row["error"], row["cycles"]) for other in rows)
+    return sorted(rows, key=lambda row: row["bits"])
+
+
+def plot(rows, path):
+    """Error over bits of a sweep, a marker per chunk length, the Pareto front filled."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    bits = np.linspace(min(r["bits"] for r in rows), max(r["bits"] for r in rows))
+    axes.semilogy(bits, 2.0**(-2 * bits), "k:", label="rate-distortion bound")
+    for v, marker in ((2, "o"), (4, "s"), (8, "^")):
+        for front in (True, False):
+            chosen = [r for r in rows if r["v"] == v and r["pareto"] is front]
+            axes.semilogy([r["bits"] for r in chosen], [r["error"] for r in chosen], marker,
+                          color=f"C{v // 3}", fillstyle="full" if front else "none",
+                          label=f"v = {v}" if front else None)
+    axes.set(xlabel="bits per weight", ylabel="squared error over variance",
+             title="psumbook: Gaussian weights; filled: Pareto front of bits, error and cycles")
+    axes.legend()
+    figure.savefig(path, bbox_inches="tight")

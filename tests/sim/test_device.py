@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import threading
 
 import numpy as np
@@ -238,3 +239,23 @@ def test_malformed_programs_leave_a_working_device(devices):
         with pytest.raises(host.ProgramError, match=name):
             device.run(program)
         check(device, np.random.default_rng(0), 20, 200, 3, 128)
+
+
+@pytest.mark.timeout(280)
+def test_waves(tmp_path):
+    """They name what is inside, and show every cycle."""
+    path = tmp_path / "waves.vcd"
+    small = ("lanes=32&n_tile=16&activation_bytes=512&activation_bits=8&zero_points=0&epilogue=0"
+             "&counters=0&memory_mib=1")
+    with host.open(f"sim:?{small}&trace={path}") as device:
+        check(device, np.random.default_rng(0), 8, 30, 1, None)
+        cycles = device.transport.library.cycle()
+    header, end, changes = path.read_text().partition("$enddefinitions $end")
+    assert end and cycles > 1000
+    assert {"top", "bridge", "core", "control"} <= set(re.findall(r"\$scope module (\S+)", header))
+    codes = {name: code
+             for code, name in re.findall(r"\$var wire +1 (\S+) (\S+) \$end", header)}
+    changes = changes.splitlines()
+    assert changes.count("1" + codes["clk"]) == changes.count("0" + codes["clk"]) == cycles
+    assert changes.count("1" + codes["memory__request__valid"]) > 1
+    assert changes.count("1" + codes["memory__write__valid"]) > 1
