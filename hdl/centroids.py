@@ -7,12 +7,11 @@ and rows there are, and every entry is computed once.
 """
 
 from amaranth.hdl import Cat, Module, Signal, signed
-from amaranth.lib import data, wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib import wiring
 
 from hdl.config import ACTIVATION_MAX, CENTROID_MAX, bits_for
 from hdl.parts import ByteRAM, Multiplier, add, delay
-from hdl.walk import step, walk_members
+from hdl.walk import builder_members, walk_members
 
 __all__ = ["CentroidBuilder", "CentroidWalk"]
 
@@ -101,29 +100,13 @@ class CentroidWalk(wiring.Component):
 class CentroidBuilder(wiring.Component):
     """The multipliers that make table entries for one row, `v` per builder.
 
-    Builder `b` of B serves the lanes congruent to b modulo B; all work in lock step.  An entry
-    comes :meth:`latency` cycles after its centroid, one per builder and cycle; there is no
-    back-pressure.
-
-    Parameters
-    ----------
-    config : EngineConfig
-
-    Members
-    -------
-    word : In(8 * builders)
-        One activation per builder.
-    step : In(step)
-        Take the word; capture the chunk; multiply it by a centroid.
-    entries : Out(array of signed(entry_bits))
+    An entry comes :meth:`latency` cycles after its centroid.  Members: see
+    :func:`hdl.walk.builder_members`.
     """
 
     def __init__(self, config):
         self.config = config
-        self.width = config.entry_bits(config.v)
-        super().__init__({
-            "word": In(8 * config.builders), "step": In(step(config)),
-            "entries": Out(data.ArrayLayout(signed(self.width), config.builders))})
+        super().__init__(builder_members(config))
 
     @staticmethod
     def latency(config):

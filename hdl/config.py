@@ -28,6 +28,8 @@ plane a column.  The compiler pads N up to it and the decoder refuses less."""
 CHAINED_CELLS = 4
 """Cells that take their codes and control from one register; the next ones a cycle later."""
 SCALE_BITS = 16
+PARAMETER_BITS = 72
+"""Re-quantisation parameters of an output column."""
 ISA_VERSION = 1
 REGISTERS_VERSION = 1
 
@@ -135,10 +137,10 @@ class EngineConfig:
             raise ConfigError(
                 "a beat must hold an instruction of 128 bits: 4 * lanes * columns must be at "
                 f"least 128, not {self.code_bits}; use lanes=32 or columns=2")
-        if self.epilogue and self.column_code_bits < 72:
-            raise ConfigError("an epilogue needs 72 bits of codes per column for its parameters: "
-                              f"{self.b} * lanes must be at least 72, not {self.column_code_bits}; "
-                              "use more lanes or epilogue=False")
+        if self.epilogue and self.column_code_bits < PARAMETER_BITS:
+            raise ConfigError(f"an epilogue needs {PARAMETER_BITS} bits of codes per column for "
+                              f"its parameters: {self.b} * lanes must be at least as much, not "
+                              f"{self.column_code_bits}; use more lanes or epilogue=False")
         if not psumbook and self.builders == 8 and self.block_ram_blocks % 2:
             raise ConfigError("block_ram_blocks must be even with 8 builders (a block has 4 lanes "
                               f"of v = 8), not {self.block_ram_blocks}")

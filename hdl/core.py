@@ -17,9 +17,9 @@ from hdl.beat import (
     write_request,
 )
 from hdl.cell import Timing
+from hdl.config import PARAMETER_BITS
 from hdl.control import Control
 from hdl.isa import INSTRUCTION_BITS
-from hdl.layout import PARAMETER_BITS
 from hdl.parameters import ParameterQueue
 from hdl.parts import count_down, delay
 from hdl.prepare import Prepare

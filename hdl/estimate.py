@@ -2,8 +2,7 @@
 
 from math import ceil
 
-from hdl.config import BLOCK
-from hdl.layout import PARAMETER_BITS
+from hdl.config import BLOCK, PARAMETER_BITS
 from hdl.parts.ram import block_rams as blocks
 
 __all__ = ["estimate"]

@@ -11,7 +11,6 @@ __all__ = [
     "FINE_SHIFT",
     "FRAME",
     "MULTIPLIER_MIN",
-    "PARAMETER_BITS",
     "PARAMETER_FIELDS",
     "activation_order",
     "beat_offset",
@@ -26,8 +25,7 @@ __all__ = [
 ]
 
 PARAMETER_FIELDS = {"bias": (0, 48), "multiplier": (48, 17), "shift": (65, 2)}
-"""(offset, width) of the re-quantisation parameters of one output column."""
-PARAMETER_BITS = 72
+"""(offset, width) of the re-quantisation parameters of one output column, in PARAMETER_BITS."""
 COARSE_BASE, COARSE_STEP, FINE_SHIFT = 10, 6, 21
 """``y = clip(rint((acc >> (COARSE_BASE + COARSE_STEP * shift)) * multiplier / 2**FINE_SHIFT))``;
 the bias is added to a column's first plane, so it counts 2**(planes - 1) times."""

@@ -4,7 +4,8 @@ from amaranth.hdl import Module, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from hdl.layout import PARAMETER_BITS, PARAMETER_FIELDS
+from hdl.config import PARAMETER_BITS
+from hdl.layout import PARAMETER_FIELDS
 from hdl.parts import BlockRAM, delay
 
 __all__ = ["ParameterQueue"]

@@ -100,7 +100,7 @@ class Prepare(wiring.Component):
         with m.If(load_start):
             m.d.sync += [loading.eq(1), request.valid.eq(1)]
 
-        m.submodules.walk = walker_ = walker(config)
+        m.submodules.walk = walk_stage = walker(config)
         to_codebook = Signal()
         place = Signal(places(config), init=1)
         count_up(m, self.slot, load=load_start, value=load.local,
@@ -111,20 +111,20 @@ class Prepare(wiring.Component):
         if config.centroid_bits:
             with m.If(load_start):
                 m.d.sync += to_codebook.eq(load.codebook)
-            m.d.comb += [walker_.load.eq(took & to_codebook), walker_.word.eq(self.slot),
-                         walker_.centroids.eq(self.i_beat.payload.centroids)]
+            m.d.comb += [walk_stage.load.eq(took & to_codebook), walk_stage.word.eq(self.slot),
+                         walk_stage.centroids.eq(self.i_beat.payload.centroids)]
 
         # BUILD: walk each tile, with one codebook after the other.
         build = self.i_build.p
         unsigned = Signal()
-        tile = Signal.like(walker_.tile)
+        tile = Signal.like(walk_stage.tile)
         codebook = Signal(len(build.codebooks))
         codebooks = Signal.like(codebook)       # of the matrix, minus one
         free_banks = Signal(2, init=2)
         start = Signal()
-        built = walker_.tile_end                # with a codebook
+        built = walk_stage.tile_end                # with a codebook
         tile_end = Signal()
-        running = walker_.running
+        running = walk_stage.running
         m.d.sync += [start.eq(building & ~running & ~start & (free_banks != 0)),
                      free_banks.eq(free_banks + self.table_free - start)]
         last_tile = count_down(m, len(build.tiles), load=build_start, value=build.tiles,
@@ -143,12 +143,12 @@ class Prepare(wiring.Component):
         with m.If(build_start):
             m.d.sync += [building.eq(1), unsigned.eq(build.unsigned)]
         m.d.comb += [
-            walker_.start.eq(start), walker_.tile.eq(tile), walker_.unsigned.eq(unsigned),
-            walker_.codebook.eq(codebook), self.walk.eq(walker_.walk),
-            self.table_ready.eq(walker_.table_ready)]
+            walk_stage.start.eq(start), walk_stage.tile.eq(tile), walk_stage.unsigned.eq(unsigned),
+            walk_stage.codebook.eq(codebook), self.walk.eq(walk_stage.walk),
+            self.table_ready.eq(walk_stage.table_ready)]
 
         m.d.comb += [
-            self.active.eq(loading | building | walker_.active),
+            self.active.eq(loading | building | walk_stage.active),
             self.busy.eq(running | took),
             self.wait_table.eq(building & ~running & ~start),
             self.wait_memory.eq(loading & ~took),

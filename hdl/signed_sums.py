@@ -13,7 +13,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hdl.parts import ByteRAM, add_select, delay
-from hdl.walk import step, walk_members
+from hdl.walk import builder_members, walk_members
 
 __all__ = ["SignedSumBuilder", "SignedSumWalk", "Step", "StepCounter", "step_program"]
 
@@ -170,24 +170,10 @@ class SignedSumWalk(wiring.Component):
 
 
 class SignedSumBuilder(wiring.Component):
-    """The adders that make table entries for one row.
+    """The adders that make table entries for one row: the running sum of each builder.
 
-    Builder `b` of B serves the lanes congruent to b modulo B; all work in lock step.  An entry
-    comes :attr:`LATENCY` cycles after its word, one per builder and cycle; there is no
-    back-pressure.
-
-    Parameters
-    ----------
-    config : EngineConfig
-
-    Members
-    -------
-    word : In(8 * builders)
-        One activation per builder.
-    step : In(step)
-        What to do with it, aligned with the word; ``unsigned``: it is a low byte of int16.
-    entries : Out(array of signed(entry_bits))
-        The running sum of each builder.
+    An entry comes :attr:`LATENCY` cycles after its word, the one that the step is aligned with.
+    Members: see :func:`hdl.walk.builder_members`.
     """
 
     LATENCY = 2
@@ -195,10 +181,7 @@ class SignedSumBuilder(wiring.Component):
     def __init__(self, config):
         self.config = config
         self.width = config.entry_bits(max(config.chunks))
-        super().__init__({
-            "word": In(8 * config.builders), "step": In(step(config)),
-            "entries": Out(data.ArrayLayout(signed(self.width), config.builders)),
-        })
+        super().__init__(builder_members(config))
 
     def elaborate(self, platform):
         m = Module()

@@ -4,10 +4,11 @@ A walk, one for the array, goes through all entries of a K tile's tables, reads 
 says where entries go.
 """
 
+from amaranth.hdl import signed
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["step", "walk", "walk_members"]
+__all__ = ["builder_members", "step", "walk", "walk_members"]
 
 
 def step(config):
@@ -64,3 +65,21 @@ def walk_members(config):
         "load": In(1), "word": In(config.codebook_word_bits), "centroids": In(config.centroid_bits),
         "running": Out(1), "tile_end": Out(1), "walk": Out(walk(config)), "table_ready": Out(1),
         "active": Out(1)}
+
+
+def builder_members(config):
+    """Members of the builders of one row.
+
+    Builder `b` of B serves the lanes congruent to b modulo B; all work in lock step, one entry per
+    builder and cycle, without back-pressure.
+
+    word : In(8 * builders)
+        One activation per builder.
+    step : In(step)
+        What to do in this cycle.
+    entries : Out(array of signed(entry_bits), one per builder)
+        As late as the format says.
+    """
+    width = config.entry_bits(max(config.chunks))
+    return {"word": In(8 * config.builders), "step": In(step(config)),
+            "entries": Out(data.ArrayLayout(signed(width), config.builders))}

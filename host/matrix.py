@@ -172,10 +172,27 @@ class QuantizedMatrix(ABC):
     zeros: np.ndarray | None = None
     """Zero points [N, groups], where the format has them."""
 
-    @property
-    @abstractmethod
+    @cached_property
     def row_bound(self):
         """int: the largest sum of the magnitudes of an output row's integer weights."""
+        N, K = self.shape
+        step = max(1, 2**22 // K)
+        return max(int(np.abs(self.integer_weights(slice(n, n + step))).sum(axis=1).max())
+                   for n in range(0, N, step))
+
+    @abstractmethod
+    def integer_weights(self, rows=slice(None)):
+        """What the device multiplies by.
+
+        Parameters
+        ----------
+        rows : slice, optional
+
+        Returns
+        -------
+        ndarray of int64, [rows, K]
+            Stored column order.
+        """
 
     @abstractmethod
     def needs(self, bits):
@@ -214,9 +231,12 @@ class QuantizedMatrix(ABC):
     def _arrays(self):
         """The format's own arrays by name; an absent one is None."""
 
-    @abstractmethod
+    row_scale: np.ndarray
+    """float32 [N]: the real value of one unit of :meth:`integer_weights`."""
+
     def _weights(self, rows):
         """Real weights of a slice of rows: float64 [rows, K], stored column order."""
+        return self.integer_weights(rows) * self.row_scale[rows, None].astype(np.float64)
 
     @abstractmethod
     def _stored_bits(self):

@@ -32,7 +32,7 @@ from hdl.signed_sums import SignedSumBuilder
 from hdl.tables import Tables
 from hdl.tree import Tree, tree_levels
 
-__all__ = ["ACCUMULATOR_BITS", "AdderArray", "MacArray", "TableArray"]
+__all__ = ["ACCUMULATOR_BITS", "AdderArray", "BareArray", "MacArray", "TableArray"]
 
 ACCUMULATOR_BITS = 32
 WORD = 4
@@ -41,7 +41,7 @@ OPERAND = 127
 CHUNK = 4
 
 
-class _Array(wiring.Component):
+class BareArray(wiring.Component):
     """What the arrays share: strobes beside the beat, plane shift, accumulator.
 
     Members
@@ -96,7 +96,7 @@ class _Array(wiring.Component):
         return [used[k] for k in range(count)]
 
 
-class TableArray(_Array):
+class TableArray(BareArray):
     """The engine's tables: a code is a sign and an index of a signed sum.
 
     ``result`` changes ``latency`` cycles after a column's last plane.
@@ -232,7 +232,7 @@ class TableArray(_Array):
         return bits
 
 
-class AdderArray(_Array):
+class AdderArray(BareArray):
     """Bit-serial without tables: every one-bit weight adds or subtracts its activation.
 
     ``result`` changes ``tree_levels(positions) + 2`` cycles after a column's last plane.
@@ -270,7 +270,7 @@ class AdderArray(_Array):
         return m
 
 
-class MacArray(_Array):
+class MacArray(BareArray):
     """Plain multiply-accumulate: all bits of a weight in one cycle, look-up tables for products.
 
     A weight of one bit is +-1.  Wider ones are radix-4 digits from -2 to 1: a digit's magnitude

@@ -17,6 +17,7 @@ from rich.table import Table
 from hdl import commandline
 from hdl.config import EngineConfig
 from hdl.errors import LutraError
+from host.cli.matrix import check_out
 from sim import psumbook_bench
 from sim.measure import identity, measure, random_layer, routed
 
@@ -109,8 +110,10 @@ def arrays_rows(progress):
         "tables, 2 builders": {"build": True},
         "tables, 8 of 10 bits, 2 builders": {"narrow": True, "build": True},
     }
-    serial = {name: routed(TableArray(lanes, planes, family="ecp5", **options), name, progress)
-              for name, options in tables.items()}
+    serial, engines = {}, {}
+    for name, options in tables.items():
+        array = TableArray(lanes, planes, family="ecp5", **options)
+        serial[name], engines[name] = routed(array, name, progress), identity(array.config)
     serial["bit-serial adders"] = routed(AdderArray(positions, planes, family="ecp5"),
                                         "bit-serial adders", progress)
     rows = []
@@ -130,7 +133,8 @@ def arrays_rows(progress):
                 "times_smaller": round(times, 3),
                 "times_smaller_max": round(best["max"] / area["max"], 3),
                 "limit": _ARRAY_LIMIT if name in tables else None, "met": met,
-                "why_not": _why_not(area, lanes, bits, **tables[name]) if met is False else None})
+                "why_not": _why_not(area, lanes, bits, **tables[name]) if met is False else None,
+                **engines.get(name, {"parameters": None, "digest": None})})
     return rows
 
 
@@ -237,6 +241,7 @@ _MEASURE = {"core": core_rows, "memory": memory_rows, "arrays": arrays_rows,
             "psumbook-arrays": psumbook_bench.baseline_rows,
             "psumbook-utilization": psumbook_bench.utilization_rows}
 SECTIONS = tuple(_MEASURE)
+PICTURES = (".png", ".svg", ".pdf")
 _EXAMPLES = """examples:
   python -m sim.bench --only utilization
   python -m sim.bench --only core --json
@@ -262,6 +267,10 @@ def main(argv=None):
     def work(args):
         if args.plot and not args.sweep:
             parser.error("--plot draws a sweep: give --sweep psumbook")
+        if args.plot and args.plot.suffix not in PICTURES:
+            parser.error(f"--plot must name a {', '.join(PICTURES)} file, not {args.plot}")
+        check_out(args.plot)
+        check_out(args.save)
         found = {}
         names = ["sweep"] if args.sweep else args.only or SECTIONS
         measures = {**_MEASURE, "sweep": psumbook_bench.sweep}

@@ -25,12 +25,12 @@ from hdl.parts import BlockRAM, Multiplier, add, delay
 from hdl.tables import Tables
 from hdl.tree import Tree, tree_levels
 from hdl.walk import step
-from sim.baselines import _Array
+from sim.baselines import BareArray
 
 __all__ = ["DequantArray", "PsumbookArray"]
 
 
-class PsumbookArray(_Array):
+class PsumbookArray(BareArray):
     """The engine's tables and builders; ``result`` changes ``latency`` cycles after a beat.
 
     Parameters
@@ -78,7 +78,7 @@ class PsumbookArray(_Array):
         return m
 
 
-class DequantArray(_Array):
+class DequantArray(BareArray):
     """Centroids out of block RAM, added up, times activations in multipliers.
 
     ``result`` changes ``latency`` cycles after a beat.

@@ -152,14 +152,13 @@ def estimate(report, layers, simulated):
         beat = (engine.code_bits + engine.side_bits) / 8
     cycles = image = compute = read = seconds = 0
     for layer in layers:
-        here, beats = layer.on(engine).cycles, layer.on(engine).beats
-        there = layer.on(simulated).cycles
+        here, there = layer.on(engine), layer.on(simulated)
         groups, groups_there = (-(-layer.tokens // e.rows) for e in (engine, simulated))
-        scaled = layer.cycles * here * groups / (there * groups_there)
+        scaled = layer.cycles * here.cycles * groups / (there.cycles * groups_there)
         computing = scaled / clock
-        reading = groups * beats * beat / bandwidth if bandwidth else 0
+        reading = groups * here.beats * beat / bandwidth if bandwidth else 0
         cycles += scaled
-        image += beats * beat
+        image += here.beats * beat
         compute, read = compute + computing, read + reading
         seconds += max(computing, reading)
     link = report.get("link") or {}

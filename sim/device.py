@@ -135,16 +135,15 @@ class SimTransport(Transport):
 
         `needs` are engine parameters that the matrix must have.
         """
-        wanted = engine
-        if engine.format != q.format and "format" not in self.fixed:
+        if engine.format != q.format and "format" in self.fixed:
+            return False
+        needs = {name: value for name, value in needs.items() if name not in self.fixed}
+        if engine.format == q.format and all(getattr(engine, name) == needs.get(name)
+                                             for name in ("v", "b") if name in needs):
+            wanted = engine.replace(**needs)
+        else:       # other chunks are another array
             kept = {name: getattr(engine, name) for name in self.fixed}
             wanted = EngineConfig(**{**default_engine(q.format, **needs), **kept})
-        needs = {name: value for name, value in needs.items() if name not in self.fixed}
-        if any(getattr(wanted, name) != value for name, value in needs.items()):
-            # Another chunk length is another array; without fixed parameters take its defaults.
-            wanted = wanted.replace(**needs) if q.format == "bitserial" else EngineConfig(**{
-                **default_engine(q.format, **needs),
-                **{name: getattr(engine, name) for name in self.fixed}})
         group = q.config.group_size
         if group is not None and group < wanted.group_width and q.shape[1] > group \
                 and "scale_points" not in self.fixed:

@@ -1,10 +1,12 @@
 """Measurements of the psumbook format: cores, utilisation, a dequantising baseline, a sweep."""
 
+import itertools
 from typing import Any
 
 import numpy as np
 
 from hdl.config import BLOCK, EngineConfig
+from hdl.errors import BuildError, FileError
 from sim.measure import identity, measure, routed
 
 __all__ = ["baseline_rows", "core_rows", "plot", "random_psumbook", "sweep", "utilization_rows"]
@@ -83,15 +85,16 @@ def baseline_rows(progress):
     rows = []
     for name, found in areas.items():
         table = found is not base
-        builders = getattr(arrays[name], "config", None)
+        config = getattr(arrays[name], "config", None)
         rows.append({
             "array": name, "macs": macs, **found,
             **{f"{key}_per_mac": round(found[key] / macs, 3) for key in ("comb", "ebr", "dsp")},
-            "hides_from_n": 32 // builders.builders * 256 if builders else None,
+            "hides_from_n": 32 // config.builders * 256 if config else None,
             "dsp_share": round(found["dsp"] / base["dsp"], 3) if table else None,
             "limit": 0.2 if table else None,
             "met": found["comb"] < base["comb"] and found["dsp"] <= 0.2 * base["dsp"]
-            if table else None})
+            if table else None,
+            **(identity(config) if config else {"parameters": None, "digest": None})})
     return rows
 
 
@@ -109,10 +112,11 @@ def sweep(progress, size=4096, sample=512):
 
     W = np.random.default_rng(0).standard_normal((sample, sample)).astype(np.float32)
     rows = []
-    for v, b, m in np.ndindex(9, 9, 5):
-        if v not in (2, 4, 8) or b not in (4, 6, 8) or not 1 <= m * b / v <= 4 or not m:
+    for v, b, m in itertools.product((2, 4, 8), (4, 6, 8), (1, 2, 3, 4)):
+        if not 1 <= m * b / v <= 4:
             continue
-        config = engine(v=v, lanes=64, b=b, builders=min(16, 16 // v * 4), address_bits=16,
+        # 64 multipliers per row where so many builders exist.
+        config = engine(v=v, lanes=64, b=b, builders=min(16, 64 // v), address_bits=16,
                         block_ram_blocks=64 * v // BLOCK if b > 5 else 0)
         area = estimate(DeviceConfig(engine=config, memory="onchip", memory_beats=1024))
         for g in (32, 128, None):
@@ -126,22 +130,22 @@ def sweep(progress, size=4096, sample=512):
                          "error": round(error, 5), "cycles": work.cycles,
                          "macs_per_cycle": round(size**2 / work.cycles), "comb": area["comb"],
                          "ebr": area["bram"], "dsp": area["dsp"]})
-    for row in rows:
-        row["pareto"] = not any(
-            other["bits"] <= row["bits"] and other["error"] <= row["error"]
-            and other["cycles"] <= row["cycles"] and other != row
-            and (other["bits"], other["error"], other["cycles"])
-            != (row["bits"], row["error"], row["cycles"]) for other in rows)
+    costs = [(row["bits"], row["error"], row["cycles"]) for row in rows]
+    for row, cost in zip(rows, costs):
+        row["pareto"] = not any(other != cost and all(a <= b for a, b in zip(other, cost))
+                                for other in costs)
     return sorted(rows, key=lambda row: row["bits"])
 
 
 def plot(rows, path):
     """Error over bits of a sweep, a marker per chunk length, the Pareto front filled."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise BuildError("--plot draws with matplotlib: pip install 'lutra[dev]'") from None
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    figure = Figure(figsize=(7, 4.5))
+    axes = figure.subplots()
     bits = np.linspace(min(r["bits"] for r in rows), max(r["bits"] for r in rows))
     axes.semilogy(bits, 2.0**(-2 * bits), "k:", label="rate-distortion bound")
     for v, marker in ((2, "o"), (4, "s"), (8, "^")):
@@ -153,4 +157,7 @@ def plot(rows, path):
     axes.set(xlabel="bits per weight", ylabel="squared error over variance",
              title="psumbook: Gaussian weights; filled: Pareto front of bits, error and cycles")
     axes.legend()
-    figure.savefig(path, bbox_inches="tight")
+    try:
+        figure.savefig(path, bbox_inches="tight")
+    except (OSError, ValueError) as error:      # the latter: no such kind of picture
+        raise FileError(f"{path}: cannot be drawn: {error}") from error

@@ -7,7 +7,6 @@ and ``z' = 2z + 1 - 2**bits``, and multiplies ``q' - z'`` by the group's 16-bit 
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from host.formats.common import (
     array_of,
     check_group_size,
     check_scales,
+    column_arguments,
     integer,
     relative_scales,
     string,
@@ -203,27 +203,12 @@ class BitSerialMatrix(QuantizedMatrix):
             check_array("zeros", zeros, zeros.dtype, groups, per_group)
             _check_zeros(zeros, config, offset)     # first: the largest uint64 fit no int64
             zeros = (zeros.astype(np.int64) + offset).astype(np.uint8)
-        if permutation is not None:
-            permutation = array_of("permutation", permutation, "iu").astype(np.int64)
-        if input_scale is not None:
-            with np.errstate(over="ignore"):    # the constructor refuses infinity
-                input_scale = array_of("input_scale", input_scale, "fiu").astype(np.float32)
         codes = (codes.astype(np.int64) + offset).astype(np.uint8)
-        return cls(config, codes, *relative_scales(scales, 2), zeros, permutation=permutation,
-                   input_scale=input_scale, output_scale=output_scale)
+        return cls(config, codes, *relative_scales(scales, 2), zeros, output_scale=output_scale,
+                   **column_arguments(permutation, input_scale))
 
     def integer_weights(self, rows=slice(None)):
-        """What the device multiplies by: ``scales * (q' - z')``.
-
-        Parameters
-        ----------
-        rows : slice, optional
-
-        Returns
-        -------
-        ndarray of int64, [rows, K]
-            Stored column order.
-        """
+        """``scales * (q' - z')``: int64 [rows, K]."""
         K = self.shape[1]
         expand = lambda groups: np.repeat(
             groups[rows].astype(np.int64), self.config.group_size or K, axis=1)[:, :K]
@@ -231,14 +216,6 @@ class BitSerialMatrix(QuantizedMatrix):
         if self.zeros is not None:
             odd -= 2 * expand(self.zeros) + 1 - 2**self.config.bits
         return expand(self.scales) * odd
-
-    @cached_property
-    def row_bound(self):
-        """int: the largest sum of the magnitudes of an output row's integer weights."""
-        N, K = self.shape
-        step = max(1, 2**22 // K)
-        return max(int(np.abs(self.integer_weights(slice(n, n + step))).sum(axis=1).max())
-                   for n in range(0, N, step))
 
     def needs(self, bits):
         needs = {"activation_bits": 16} if bits == 16 else {}
@@ -257,9 +234,6 @@ class BitSerialMatrix(QuantizedMatrix):
     def _arrays(self):
         return {"codes": self.codes, "scales": self.scales, "row_scale": self.row_scale,
                 "zeros": self.zeros}
-
-    def _weights(self, rows):
-        return self.integer_weights(rows) * self.row_scale[rows, None].astype(np.float64)
 
     def _stored_bits(self):
         bits = self.config.bits

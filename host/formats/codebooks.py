@@ -12,6 +12,7 @@ import numpy as np
 import scipy.cluster.vq
 import scipy.linalg
 
+from hdl.config import CENTROID_MAX
 from host.formats.common import relative_scales
 from host.formats.hessian import damped_hessian, inverse_factor
 from host.matrix import row_blocks
@@ -24,7 +25,6 @@ ROUNDS = 6              # of codes and codebooks in turn, on the sample
 CALIBRATED_ROUNDS = 2   # on the whole matrix
 STEPS = 8               # of conjugate gradients, per calibrated round
 SWEEPS = 2              # of coordinate descent over the final codes
-CENTROID_MAX = 127
 _BLOCK = 256            # chunks searched at a time
 
 
@@ -50,10 +50,11 @@ def train(W, config, calibration, seed, progress):
     N, K = W.shape
     rng = np.random.default_rng(seed)
     groups = _Groups(N, K, config)
-    w = np.zeros((N, config.chunks(K) * config.v), np.float32)
-    # Powers of two keep float32 from overflow and underflow, and rows comparable.
-    w[:, :K] = np.ldexp(W.astype(np.float64), -_exponents(W)[:, None])
     blocks = row_blocks(N)
+    w = np.zeros((N, config.chunks(K) * config.v), np.float32)
+    exponents = np.frexp(np.abs(W).max(axis=1).astype(np.float64))[1]
+    for rows in blocks:     # powers of two keep float32 from overflow, and rows comparable
+        w[rows, :K] = np.ldexp(W[rows].astype(np.float64), -exponents[rows, None])
     passes = 1 if calibration is None else CALIBRATED_ROUNDS + 1 + SWEEPS
     meter = _Meter(progress, ROUNDS * 4 + passes * (
         len(blocks) if calibration is None else config.chunks(K)) + 1)
@@ -76,16 +77,11 @@ def train(W, config, calibration, seed, progress):
     meter.tick()
     scales, row_scale = relative_scales(scales.astype(np.float64) * books.unit, 1)
     with np.errstate(over="ignore"):
-        row_scale = np.ldexp(row_scale, _exponents(W)).astype(np.float32)
+        row_scale = np.ldexp(row_scale, exponents).astype(np.float32)
     # What float32 cannot express is zero; the scale of such a row means nothing.
     lost = row_scale == 0
     scales[lost], row_scale[lost] = 0, 1
     return codes, books.integers, scales, row_scale
-
-
-def _exponents(W):
-    """Of the largest magnitude of each row; 0 for a row of zeros."""
-    return np.frexp(np.abs(W).max(axis=1).astype(np.float64))[1]
 
 
 class _Meter:

@@ -7,14 +7,15 @@ import numpy as np
 from host.errors import ArgumentError, ArgumentTypeError, ConfigError
 from host.matrix import check_array
 
-__all__ = ["SCALE_MAX", "array_of", "as_array", "check_group_size", "check_scales", "integer",
-           "relative_scales", "string"]
+__all__ = ["SCALE_MAX", "array_of", "as_array", "check_group_size", "check_scales",
+           "column_arguments", "integer", "relative_scales", "string"]
 
 GROUP_SIZES = (32, 64, 128, None)
 SCALE_MAX = 65535
 
 
 def integer(name, value):
+    """`value` as an int; anything but an integer, bool too, is an ArgumentTypeError."""
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
@@ -24,6 +25,7 @@ def integer(name, value):
 
 
 def string(name, value):
+    """`value`, which must be a str or None."""
     if not isinstance(value, str | None):
         raise ArgumentTypeError(f"{name} must be a string, got {value!r:.80}")
     return value
@@ -65,6 +67,16 @@ def check_scales(scales, row_scale, shape):
     if not (row_scale > 0).all():
         raise ArgumentError(f"row_scale must be positive, got {row_scale.min()}")
     return scales, row_scale
+
+
+def column_arguments(permutation, input_scale):
+    """Both as a matrix's constructor takes them, which checks their shapes and values."""
+    if permutation is not None:
+        permutation = array_of("permutation", permutation, "iu").astype(np.int64)
+    if input_scale is not None:
+        with np.errstate(over="ignore"):    # the constructor refuses infinity
+            input_scale = array_of("input_scale", input_scale, "fiu").astype(np.float32)
+    return {"permutation": permutation, "input_scale": input_scale}
 
 
 def relative_scales(steps, unit):

@@ -7,24 +7,23 @@ the codes name.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
+from hdl.config import CENTROID_MAX
 from host.errors import ArgumentError, ArgumentTypeError, ConfigError
 from host.formats.common import (
     SCALE_MAX,
     array_of,
     check_group_size,
     check_scales,
+    column_arguments,
     integer,
     relative_scales,
 )
 from host.matrix import QuantizedMatrix, check_array, pack_bits, unpack_bits
 
-__all__ = ["CENTROID_MAX", "Psumbook", "PsumbookMatrix"]
-
-CENTROID_MAX = 127
+__all__ = ["Psumbook", "PsumbookMatrix"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,42 +166,19 @@ class PsumbookMatrix(QuantizedMatrix):
                              (N, config.groups(K)), f"[N, groups of {group_size or K} along K]")
         if scales.min() < 0:
             raise ArgumentError(f"scales must not be negative, got {scales.min()}")
-        if permutation is not None:
-            permutation = array_of("permutation", permutation, "iu").astype(np.int64)
-        if input_scale is not None:
-            with np.errstate(over="ignore"):    # the constructor refuses infinity
-                input_scale = array_of("input_scale", input_scale, "fiu").astype(np.float32)
         unit = np.abs(codebooks).max() / CENTROID_MAX or 1.0
         centroids = np.rint(codebooks / unit).astype(np.int8)
         return cls(config, (N, K), codes.astype(np.uint8), centroids,
-                   *relative_scales(scales * unit, 1), permutation=permutation,
-                   input_scale=input_scale, output_scale=output_scale)
+                   *relative_scales(scales * unit, 1), output_scale=output_scale,
+                   **column_arguments(permutation, input_scale))
 
     def integer_weights(self, rows=slice(None)):
-        """What the device multiplies by: ``scales * sum of centroids``.
-
-        Parameters
-        ----------
-        rows : slice, optional
-
-        Returns
-        -------
-        ndarray of int64, [rows, K]
-            Stored column order.
-        """
+        """``scales * sum of centroids``: int64 [rows, K]."""
         K = self.shape[1]
         total = sum(book.astype(np.int64)[codes[rows]]
                     for book, codes in zip(self.centroids, self.codes))
         scales = np.repeat(self.scales[rows].astype(np.int64), self.config.group_size or K, axis=1)
         return scales[:, :K] * total.reshape(len(total), -1)[:, :K]
-
-    @cached_property
-    def row_bound(self):
-        """int: the largest sum of the magnitudes of an output row's integer weights."""
-        N, K = self.shape
-        step = max(1, 2**22 // K)
-        return max(int(np.abs(self.integer_weights(slice(n, n + step))).sum(axis=1).max())
-                   for n in range(0, N, step))
 
     def needs(self, bits):
         if bits > 8:
@@ -223,9 +199,6 @@ class PsumbookMatrix(QuantizedMatrix):
     def _arrays(self):
         return {"codes": self.codes, "centroids": self.centroids, "scales": self.scales,
                 "row_scale": self.row_scale}
-
-    def _weights(self, rows):
-        return self.integer_weights(rows) * self.row_scale[rows, None].astype(np.float64)
 
     def _stored_bits(self):
         return (self.config.code_bits * self.codes.size + 8 * self.centroids.size

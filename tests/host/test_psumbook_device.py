@@ -11,6 +11,7 @@ from hdl.config import EngineConfig
 from host.formats.common import relative_scales
 from host.formats.psumbook import Psumbook, PsumbookMatrix
 from host.performance import matmul_cycles
+from tests.conftest import random_matrix as bitserial_matrix
 
 SEED = int(os.environ.get("LUTRA_SEED", "1"))
 SMALL = "&lanes=32&n_tile=64&activation_bytes=1024&zero_points=0&activation_bits=8&memory_mib=4"
@@ -101,6 +102,14 @@ def test_another_chunk_needs_another_engine(device):
         opened.load(q)
 
 
+def test_another_format_needs_another_build(device):
+    opened, *_ = device
+    for scheme in ("symmetric", "asymmetric"):
+        q = bitserial_matrix(np.random.default_rng(0), 8, 64, 2, 32, scheme)
+        with pytest.raises(host.DeviceError, match="built for psumbook, the matrix is bitserial"):
+            opened.load(q)
+
+
 def test_cycles_are_those_of_the_model(device):
     opened, v, b = device
     rng = np.random.default_rng(0)
@@ -116,7 +125,7 @@ def test_cycles_are_those_of_the_model(device):
     ({"activation_bits": 16}, "activation_bits must be one of 8"),
     ({"zero_points": True}, "zero_points must be one of False"),
     ({"v": 2, "lanes": 16, "builders": 16, "scale_points": 1}, "builders must be at most 8"),
-    ({"lanes": 16, "b": 4, "epilogue": True}, "epilogue needs 72 bits"),
+    ({"lanes": 16, "b": 4, "epilogue": True}, "epilogue needs 72 bits .* not 64"),
 ])
 def test_engines_that_cannot_be(fields, message):
     legal = dict(format="psumbook", v=8, b=8, lanes=64, activation_bits=8, zero_points=False)
