@@ -13,6 +13,7 @@ from amaranth.lib.wiring import In, Out
 from hdl.config import BLOCK, SCALE_BITS, bits_for
 from hdl.layout import lane_positions
 from hdl.parts import BlockRAM, Multiplier, WideMultiplier, add, add_select, delay
+from hdl.tables import table_latency
 from hdl.tree import Tree, tree_levels
 
 __all__ = ["Cell", "Timing"]
@@ -35,7 +36,7 @@ class Timing:
 
     def __init__(self, config):
         lanes = [len(point_lanes(config, t)) for t in range(config.scale_points)]
-        self.tables = BlockRAM.LATENCY if config.block_ram_blocks else 1
+        self.tables = table_latency(config)
         self.zero = self.tables + tree_levels(max(lanes))
         self.column = self.zero + 1 + scaler(config).LATENCY + tree_levels(config.scale_points)
         self.result = self.column + 2

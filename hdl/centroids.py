@@ -38,10 +38,9 @@ class CentroidWalk(wiring.Component):
         running = self.running
         count = Signal(b)
         byte = Signal(byte_bits)        # first of the group
-        group_end, last_group = Signal(), Signal()
-        m.d.comb += self.tile_end.eq(group_end & last_group)
-        m.d.sync += [group_end.eq(running & (count == 2**b - 2)),
-                     last_group.eq(byte == v * (groups - 1))]
+        group_end = Signal()
+        ends = running & (count == 2**b - 2)
+        m.d.sync += [group_end.eq(ends), self.tile_end.eq(ends & (byte == v * (groups - 1)))]
         with m.If(running):
             m.d.sync += count.eq(count + 1)
         with m.If(group_end):
@@ -62,7 +61,8 @@ class CentroidWalk(wiring.Component):
                                           resettable=True))]
 
         # v cycles later, when the last byte is there, the sweep over the centroids begins.
-        until = v + 1 + ByteRAM.LATENCY + CentroidBuilder.latency(config)
+        to_builders = ByteRAM.LATENCY + 1       # a register: multipliers may be far away
+        until = v + 1 + to_builders + CentroidBuilder.latency(config)
         started = Signal(until)     # so many cycles ago, plus one
         m.d.sync += started.eq(Cat(self.start, started))
         sweeps, writes = started[v], started[-1]
@@ -71,7 +71,7 @@ class CentroidWalk(wiring.Component):
         with m.If(sweeps):
             m.d.sync += [centroid.eq(0), codebook.eq(self.codebook)]
         m.d.comb += self.walk.step.capture.eq(
-            delay(m, centroid == 0, ByteRAM.LATENCY, name="capture"))
+            delay(m, centroid == 0, to_builders, name="capture"))
         for t in range(v):
             m.submodules[f"codebook_{t}"] = ram = ByteRAM(2**config.codebook_word_bits,
                                                           config.family)
@@ -79,21 +79,24 @@ class CentroidWalk(wiring.Component):
                 ram.write_address.eq(self.word), ram.write_enable.eq(self.load),
                 ram.write_data.eq(self.centroids[32 * t:32 * t + 32]),
                 ram.read_address.eq(Cat(centroid, codebook)),
-                self.walk.step.centroid[8 * t:8 * t + 8].eq(ram.read_data)]
+                self.walk.step.centroid[8 * t:8 * t + 8].eq(
+                    delay(m, ram.read_data, 1, name=f"centroid_{t}"))]
 
         # The entries come out and go to one lane group after another.
         entry, group, bank = self.walk.entry, self.walk.group, self.walk.bank
-        entry_end = Signal()
+        entry_end, writing = Signal(), Signal()
         m.d.sync += [entry.eq(entry + 1), entry_end.eq((entry == 2**b - 2) & ~writes)]
         with m.If(entry_end):
             m.d.sync += group.eq(group << 1)
+        with m.If(self.table_ready):
+            m.d.sync += writing.eq(0)
         with m.If(writes):
-            m.d.sync += [entry.eq(0), group.eq(1)]
+            m.d.sync += [entry.eq(0), group.eq(1), writing.eq(1)]
         # `bank` changes after the last write of a tile; the next tile's first comes later.
         m.d.comb += self.table_ready.eq(entry_end & group[-1])
         with m.If(self.table_ready):
             m.d.sync += bank.eq(~bank)
-        m.d.comb += self.active.eq(running | started.any() | group.any())
+        m.d.sync += self.active.eq(running | started.any() | writing)
         return m
 
 
@@ -110,8 +113,8 @@ class CentroidBuilder(wiring.Component):
 
     @staticmethod
     def latency(config):
-        """Cycles from a centroid to its entry: a product and its adder tree."""
-        return Multiplier.LATENCY + config.v.bit_length() - 1
+        """Cycles from a centroid to its entry: a product, the way from there, its adder tree."""
+        return Multiplier.LATENCY + 1 + config.v.bit_length() - 1
 
     def elaborate(self, platform):
         m = Module()
@@ -127,7 +130,8 @@ class CentroidBuilder(wiring.Component):
                 byte = slice(8 * t, 8 * t + 8)
                 m.d.comb += [multiplier.a.eq(chunk[byte]), multiplier.hold.eq(~self.step.capture),
                              multiplier.b.eq(self.step.centroid[byte])]
-                sums.append(multiplier.o[:bits_for(bound)].as_signed())
+                product = delay(m, multiplier.o[:bits_for(bound)], 1, name=f"product_{b}_{t}")
+                sums.append(product.as_signed())
             while len(sums) > 1:
                 bound *= 2
                 width = bits_for(bound)

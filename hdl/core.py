@@ -27,6 +27,7 @@ from hdl.registers import COUNTERS, Error
 from hdl.requests import GatherRequests
 from hdl.rows import Rows, array_input
 from hdl.store import Store, spacing
+from hdl.tables import sections
 from hdl.telemetry import Telemetry
 
 __all__ = ["Core"]
@@ -148,11 +149,12 @@ class Core(wiring.Component):
         codes = Signal(config.code_bits, reset_less=True)
         side = Signal(config.side_bits, reset_less=True)
         what = Signal(Flags, reset_less=True)
-        gathered, fetched, loaded = Signal(), Signal(), Signal()
+        gathered, fetched, loaded, parameters = Signal(), Signal(), Signal(), Signal()
         m.d.sync += [
             codes.eq(beat.data), side.eq(beat.side), what.eq(flags), gathered.eq(gather_take),
             fetched.eq(self.i_response.valid & (beat.tag.client == Client.FETCH)),
-            loaded.eq(self.i_response.valid & (beat.tag.client == Client.LOAD))]
+            loaded.eq(self.i_response.valid & (beat.tag.client == Client.LOAD)),
+            parameters.eq(gather_take & (flags.kind == Kind.PARAMETERS))]
         is_codes = gathered & (what.kind == Kind.CODES)
         ends_tile = gathered & what.pass_end
         m.d.comb += [
@@ -169,20 +171,25 @@ class Core(wiring.Component):
             drive.codes.eq(codes), drive.side.eq(side), drive.flags.eq(what),
             drive.gather.eq(gathered), drive.places.eq(prepare.places),
             drive.slot.eq(prepare.slot), drive.walk.eq(prepare.walk)]
+        if sections(config) > 1:
+            far_bank = Signal(reset_less=True)
+            m.d.sync += far_bank.eq(~flags.bank)
+            m.d.comb += drive.far_bank.eq(far_bank)
         if config.epilogue:
             # Parameters wait here for their column; the biases join its first plane.
             m.submodules.parameters = queue = ParameterQueue(config)
             early = timing.column - queue.LATENCY
-            first = delay(m, is_codes & what.first_plane & what.last, early,
+            first = delay(m, is_codes & what.first_plane & what.last, early - 1,
                           name="first", resettable=True)
+            read = delay(m, first & store.int8, 1, name="read", resettable=True)
             column = delay(m, is_codes & what.last_plane, timing.column, name="column",
                            resettable=True)
             m.d.comb += [
-                queue.write.eq(gathered & (what.kind == Kind.PARAMETERS)),
+                queue.write.eq(parameters),
                 queue.restart.eq(store.sink_ready),
                 *(queue.data[c].eq(codes[c * config.column_code_bits:][:PARAMETER_BITS])
                   for c in range(config.columns)),
-                queue.read.eq(first & store.int8), queue.capture.eq(column),
+                queue.read.eq(read), queue.capture.eq(column),
                 drive.biases.eq(queue.bias),
                 store.multipliers.eq(delay(m, queue.multiplier, late, name="multiplier")),
                 store.shifts.eq(delay(m, queue.shift, late, name="shift"))]

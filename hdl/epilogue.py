@@ -81,21 +81,28 @@ class Epilogue(wiring.Component):
         negative = Mux(beyond, delay(m, sign, 1 + Multiplier.LATENCY, name="negative"),
                        product[-1])
 
+        # Products come from a far column of the chip: one LUT before the next register, the rest
+        # of the reductions after it.
         whole = Signal(signed(9), reset_less=True)
         half = Signal(reset_less=True)      # the bit below the result
-        low = Signal(reset_less=True)       # anything set below that
-        out = Signal(reset_less=True)
-        above = product[FINE_SHIFT + 7:]    # all equal to the sign if the result fits 8 bits
+        lowest = product[:FINE_SHIFT - 1]   # anything set below that?
+        low = Signal(2, reset_less=True)
+        above = product[FINE_SHIFT + 7:-1]  # all equal to the sign if the result fits 8 bits?
+        differs = Signal(-(-len(above) // 3), reset_less=True)
         m.d.sync += [
             whole.eq(product[FINE_SHIFT:FINE_SHIFT + 8].as_signed()),
-            half.eq(product[FINE_SHIFT - 1]), low.eq(product[:FINE_SHIFT - 1].any()),
-            out.eq(beyond | (above ^ product[-1].replicate(len(above))).any()),
-        ]
+            half.eq(product[FINE_SHIFT - 1]),
+            low.eq(Cat(lowest[::2].any(), lowest[1::2].any())),
+            differs.eq(Cat((above[i:i + 3] ^ product[-1].replicate(len(above[i:i + 3]))).any()
+                           for i in range(0, len(above), 3)))]
         rounded = Signal(signed(9), reset_less=True)
-        m.d.sync += rounded.eq(add(m, whole, 0, cin=half & (low | whole[0]), width=9,
-                                   family=self.family))
+        out = Signal(reset_less=True)
+        m.d.sync += [
+            rounded.eq(add(m, whole, 0, cin=half & (low.any() | whole[0]), width=9,
+                           family=self.family)),
+            out.eq(differs.any() | delay(m, beyond, 1, name="beyond"))]
         negative = delay(m, negative, 2, name="negative")
-        out = delay(m, out, 1, name="out") | (rounded == 128) | (rounded == -128)
+        out = out | (rounded == 128) | (rounded == -128)
         with m.If(negative & self.relu):
             m.d.sync += self.o.payload.eq(0)
         with m.Elif(out):

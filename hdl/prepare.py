@@ -11,7 +11,8 @@ from hdl.beat import Client, Flow, read_request
 from hdl.builder import walker
 from hdl.control import fields_of
 from hdl.isa import Opcode
-from hdl.parts import count_down, count_up
+from hdl.parts import count_down, count_up, delay
+from hdl.tables import sections
 from hdl.walk import walk
 
 __all__ = ["Prepare", "places", "slot_bits"]
@@ -103,15 +104,17 @@ class Prepare(wiring.Component):
         m.submodules.walk = walk_stage = walker(config)
         to_codebook = Signal()
         place = Signal(places(config), init=1)
-        count_up(m, self.slot, load=load_start, value=load.local,
+        slot = Signal.like(self.slot)
+        count_up(m, slot, load=load_start, value=load.local,
                  step=took & (place[-1] | to_codebook), family=family)
         with m.If(took & ~to_codebook):
             m.d.sync += place.eq(place.rotate_left(1))
-        m.d.comb += self.places.eq(Mux(took & ~to_codebook, place, 0))
+        # A cycle later: buffers are far apart.
+        m.d.sync += [self.places.eq(Mux(took & ~to_codebook, place, 0)), self.slot.eq(slot)]
         if config.centroid_bits:
             with m.If(load_start):
                 m.d.sync += to_codebook.eq(load.codebook)
-            m.d.comb += [walk_stage.load.eq(took & to_codebook), walk_stage.word.eq(self.slot),
+            m.d.comb += [walk_stage.load.eq(took & to_codebook), walk_stage.word.eq(slot),
                          walk_stage.centroids.eq(self.i_beat.payload.centroids)]
 
         # BUILD: walk each tile, with one codebook after the other.
@@ -122,7 +125,7 @@ class Prepare(wiring.Component):
         codebooks = Signal.like(codebook)       # of the matrix, minus one
         free_banks = Signal(2, init=2)
         start = Signal()
-        built = walk_stage.tile_end                # with a codebook
+        built = walk_stage.tile_end             # with a codebook
         tile_end = Signal()
         running = walk_stage.running
         m.d.sync += [start.eq(building & ~running & ~start & (free_banks != 0)),
@@ -132,7 +135,9 @@ class Prepare(wiring.Component):
         if len(tile):
             count_up(m, tile, load=build_start, value=build.local[-len(tile):], step=tile_end,
                      family=family)
-        m.d.comb += tile_end.eq(built & (codebook == codebooks))
+        last_codebook = delay(m, codebook == codebooks, bool(config.centroid_bits),
+                              name="last_codebook")
+        m.d.comb += tile_end.eq(built & last_codebook)
         if config.centroid_bits:
             with m.If(built):
                 m.d.sync += codebook.eq(Mux(tile_end, 0, codebook + 1))
@@ -145,7 +150,8 @@ class Prepare(wiring.Component):
         m.d.comb += [
             walk_stage.start.eq(start), walk_stage.tile.eq(tile), walk_stage.unsigned.eq(unsigned),
             walk_stage.codebook.eq(codebook), self.walk.eq(walk_stage.walk),
-            self.table_ready.eq(walk_stage.table_ready)]
+            self.table_ready.eq(delay(m, walk_stage.table_ready, sections(config) - 1,
+                                      name="table_ready", resettable=True))]
 
         m.d.comb += [
             self.active.eq(loading | building | walk_stage.active),

@@ -14,7 +14,7 @@ from hdl.builder import builder
 from hdl.cell import Cell, Timing
 from hdl.parts import ByteRAM, delay
 from hdl.prepare import places, slot_bits
-from hdl.tables import Tables
+from hdl.tables import Tables, sections
 from hdl.walk import walk
 
 __all__ = ["Rows", "array_input"]
@@ -24,13 +24,15 @@ def array_input(config):
     """What the array is given in a cycle.
 
     ``codes``, ``side`` and ``flags`` are the stream register, a beat for the array if ``gather`` is
-    set; a beat of LOAD is in ``codes`` too, for ``slot`` of the buffers that ``places`` names
-    (one-hot; zero: none).  ``walk`` is a step of building tables (:func:`hdl.walk.walk`),
+    set; a beat of LOAD was in ``codes`` a cycle before, for ``slot`` of the buffers that ``places``
+    names (one-hot; zero: none).  ``walk`` is a step of building tables (:func:`hdl.walk.walk`),
     ``biases`` what is added to the first plane of the column that is at cycle ``column`` of
-    :class:`~hdl.cell.Timing`.
+    :class:`~hdl.cell.Timing`.  ``far_bank`` is the complement of the flag ``bank``, in a register
+    of its own: half of the tables are not reached from one in time.
     """
+    far = {"far_bank": 1} if sections(config) > 1 else {}
     return data.StructLayout({
-        "codes": config.code_bits, "side": config.side_bits, "flags": Flags, "gather": 1,
+        "codes": config.code_bits, "side": config.side_bits, "flags": Flags, "gather": 1, **far,
         "places": places(config), "slot": slot_bits(config),
         "walk": walk(config),
         "biases": data.ArrayLayout(signed(config.column_bits), config.columns)})
@@ -79,6 +81,7 @@ class Rows(wiring.Component):
         # Building: a byte per builder and row, sums of them into the tables.
         entries = []
         lanes_per_beat = config.load_bytes // 4
+        loaded = delay(m, self.i.codes[:32 * lanes_per_beat], 1, name="loaded")
         for r in self.rows:
             row = []
             for b in range(config.builders):
@@ -87,7 +90,7 @@ class Rows(wiring.Component):
                                                                 config.family)
                 m.d.comb += [
                     ram.write_address.eq(self.i.slot),
-                    ram.write_data.eq(self.i.codes[32 * lane:32 * lane + 32]),
+                    ram.write_data.eq(loaded[32 * lane:32 * lane + 32]),
                     ram.write_enable.eq(self.i.places[part * config.rows + r]),
                     ram.read_address.eq(self.i.walk.read_address)]
                 row.append(ram.read_data)
@@ -134,6 +137,8 @@ class Rows(wiring.Component):
                 *(tables.entries[i].eq(e) for i, e in enumerate(entries)),
                 tables.group.eq(self.i.walk.group), tables.entry.eq(self.i.walk.entry),
                 tables.write_bank.eq(self.i.walk.bank)]
+            if sections(config) > 1:
+                m.d.comb += tables.far_bank.eq(self.i.far_bank)
             for i, r in enumerate(self.rows):
                 m.submodules[f"cell_{c}_{r}"] = cell = Cell(config)
                 zero_signs = [z for _, z in side_slices(config, signs, c)]

@@ -12,14 +12,35 @@ from hdl.config import BLOCK
 from hdl.layout import code_slice, lane_positions
 from hdl.parts import BlockRAM, TableRAM, delay
 
-__all__ = ["Tables"]
+__all__ = ["Tables", "sections", "table_latency"]
+
+_SECTION = 32   # tables
+
+
+def table_latency(config):
+    """Cycles from codes to entries: one, two with tables in block RAM, three with all of them.
+
+    Many block RAMs cannot all be near the tree: a register takes their entries half way.  (m2v8,
+    64 lanes: 167 to 188 MHz without it.)
+    """
+    if not config.block_ram_blocks:
+        return 1
+    return BlockRAM.LATENCY + (config.block_ram_blocks == config.blocks)
+
+
+def sections(config):
+    """Parts of the tables that are written one after another, each a cycle later than the last.
+
+    Where all are in block RAM, they are all over the chip: one register cannot reach them all.
+    """
+    tables = sum(BLOCK // v for v in config.chunks)
+    return max(1, tables // _SECTION) if config.block_ram_blocks == config.blocks else 1
 
 
 class Tables(wiring.Component):
     """A table per lane, both banks in one RAM; one read and one write per cycle.
 
-    Entries leave :attr:`latency` cycles after their codes: one, or two where tables are in block
-    RAM.  No back-pressure.
+    Entries leave :func:`table_latency` cycles after their codes.  No back-pressure.
 
     Parameters
     ----------
@@ -29,8 +50,9 @@ class Tables(wiring.Component):
 
     Members
     -------
-    codes : In(column_code_bits), bank : In(1)
-        The stream register, and the bank to read.
+    codes : In(column_code_bits), bank : In(1), far_bank : In(1)
+        The stream register, and the bank to read; with several sections its complement, which
+        the second half of them take instead: their banks are the other way round.
     entries : In(per row one entry per builder), group : In(lane groups), entry, write_bank : In
         What to write (see :func:`hdl.walk.walk`).
     values : Out(per row one entry per lane)
@@ -42,12 +64,12 @@ class Tables(wiring.Component):
         self.config = config
         self.rows = rows
         self.positions = lane_positions(config)
-        self.latency = BlockRAM.LATENCY if config.block_ram_blocks else 1
         entry = signed(config.entry_bits(max(config.chunks)))
         lanes = len(self.positions)
         super().__init__({
             "codes": In(config.column_code_bits), "bank": In(1),
             "entries": In(data.ArrayLayout(data.ArrayLayout(entry, config.builders), rows)),
+            **({"far_bank": In(1)} if sections(config) > 1 else {}),
             "group": In(len(config.lane_groups)),
             "entry": In(config.index_bits(max(config.chunks))), "write_bank": In(1),
             "values": Out(data.ArrayLayout(data.ArrayLayout(entry, lanes), rows)),
@@ -57,27 +79,42 @@ class Tables(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, rows = self.config, range(self.rows)
+        latency = table_latency(config)
         half = config.format == "bitserial"     # code bit 0 is the sign
         distributed = sum(BLOCK // v for v in config.chunks[:config.blocks
                                                              - config.block_ram_blocks])
+        # What to write, for one section of tables after another.
+        writes = [{name: getattr(self, name)
+                   for name in ("group", "entry", "write_bank", "entries")}]
+        for s in range(1, sections(config)):
+            writes.append({name: delay(m, value, 1, name=f"{name}_{s}", resettable=name == "group")
+                           for name, value in writes[-1].items()})
         for i, positions in enumerate(self.positions):
+            section = i * len(writes) // len(self.positions)
+            write = writes[section]
+            far = section > 0 and section >= len(writes) // 2
             v = len(positions)
             width, index = config.entry_bits(v), config.index_bits(v)
-            table = TableRAM(width * self.rows, 2 * 2**index, family=config.family,
-                             store="distributed" if i < distributed else "block")
+            store = "distributed" if i < distributed else "block"
+            table = TableRAM(width * self.rows, 2 * 2**index, family=config.family, store=store)
             m.submodules[f"table_{i}"] = table
             group, builder = divmod(i, config.builders)
-            wait = self.latency - table.latency
-            code = delay(m, self.codes[code_slice(config, i)], wait, name=f"code_{i}")
-            bank = delay(m, self.bank, wait, name=f"bank_{i}")
+            # What comes early waits in front of LUT RAM, where it is short, and behind block RAM.
+            wait = latency - table.latency
+            before, after = (wait, 0) if store == "distributed" else (0, wait)
+            code = delay(m, self.codes[code_slice(config, i)], before, name=f"code_{i}")
+            bank = delay(m, self.far_bank if far else self.bank, before, name=f"bank_{i}")
+            entries = delay(m, table.read_data, after, name=f"entries_{i}")
             m.d.comb += [
-                table.write_address.eq(Cat(self.entry[:index], self.write_bank)),
-                table.write_data.eq(Cat(self.entries[r][builder][:width] for r in rows)),
-                table.write_enable.eq(self.group[group]),
+                table.write_address.eq(Cat(write["entry"][:index],
+                                           ~write["write_bank"] if far else write["write_bank"])),
+                table.write_data.eq(Cat(write["entries"][r][builder][:width] for r in rows)),
+                table.write_enable.eq(write["group"][group]),
                 table.read_address.eq(Cat(code[half:], bank)),
-                *(self.values[r][i].eq(table.read_data[r * width:(r + 1) * width].as_signed())
+                *(self.values[r][i].eq(entries[r * width:(r + 1) * width].as_signed())
                   for r in rows),
             ]
             if half:
-                m.d.comb += self.signs[i].eq(delay(m, code[0], table.latency, name=f"sign_{i}"))
+                m.d.comb += self.signs[i].eq(delay(m, code[0], latency - before,
+                                                   name=f"sign_{i}"))
         return m

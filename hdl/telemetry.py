@@ -30,8 +30,8 @@ class Telemetry(wiring.Component):
     events : In(count)
     shift : In(1)
         Move all counters by a bit towards `o`, a cycle later; counter 0 comes first, its lowest
-        bit first.  The
-        bits come back at the end: COUNTER_BITS * count shifts leave everything as it was.
+        bit first.  The bits come back at the end: COUNTER_BITS * count shifts leave everything as
+        it was.
     o : Out(1)
     """
 
@@ -44,6 +44,7 @@ class Telemetry(wiring.Component):
         m = Module()
         counters = [Signal(COUNTER_BITS, init=1, name=f"counter_{i}") for i in range(self.count)]
         enable = delay(m, self.enable, 1, name="enable")
+        clear = delay(m, self.clear, 1, name="clear")
         for i, counter in enumerate(counters):
             following = counters[(i + 1) % self.count]
             move = Signal(name=f"move_{i}")
@@ -52,7 +53,7 @@ class Telemetry(wiring.Component):
             shift = Signal(name=f"shift_{i}")
             m.d.sync += shift.eq(self.shift)
             top = Mux(shift, following[0], Cat(counter[t] for t in COUNTER_TAPS).xor())
-            with m.If(self.clear):
+            with m.If(clear):
                 m.d.sync += counter.eq(1)
             with m.Elif(move):
                 m.d.sync += counter.eq(Cat(counter[1:], top))

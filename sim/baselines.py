@@ -29,7 +29,7 @@ from hdl.errors import ConfigError
 from hdl.layout import lane_positions
 from hdl.parts import TableRAM, add, add_select, delay
 from hdl.signed_sums import SignedSumBuilder
-from hdl.tables import Tables
+from hdl.tables import Tables, table_latency
 from hdl.tree import Tree, tree_levels
 
 __all__ = ["ACCUMULATOR_BITS", "AdderArray", "BareArray", "MacArray", "TableArray"]
@@ -152,7 +152,7 @@ class TableArray(BareArray):
         self.tables = Tables(config, 1) if not narrow else None
         self.positions = lane_positions(config)
         self.chunks = [len(positions) for positions in self.positions]
-        self.latency = (self.tables.latency if self.tables else 1) \
+        self.latency = (table_latency(self.config) if self.tables else 1) \
             + tree_levels(len(self.chunks)) + 2
         most = max(self.chunks)
         fill = {"group": In(len(config.lane_groups)), "entry": In(most - 1)}

@@ -18,7 +18,7 @@ from hdl import commandline
 from hdl.config import EngineConfig
 from hdl.errors import LutraError
 from host.cli.matrix import check_out
-from sim import psumbook_bench
+from sim import psumbook_bench, quantizer_bench
 from sim.measure import identity, measure, random_layer, routed
 
 __all__ = ["main"]
@@ -239,7 +239,9 @@ _MEASURE = {"core": core_rows, "memory": memory_rows, "arrays": arrays_rows,
             "utilization": utilization_rows, "bandwidth": bandwidth_rows,
             "simulator": simulator_rows, "psumbook-core": psumbook_bench.core_rows,
             "psumbook-arrays": psumbook_bench.baseline_rows,
-            "psumbook-utilization": psumbook_bench.utilization_rows}
+            "psumbook-utilization": psumbook_bench.utilization_rows,
+            "quantizer-error": quantizer_bench.error_rows,
+            "quantizer-outputs": quantizer_bench.calibration_rows}
 SECTIONS = tuple(_MEASURE)
 PICTURES = (".png", ".svg", ".pdf")
 _EXAMPLES = """examples:

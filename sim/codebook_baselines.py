@@ -22,7 +22,7 @@ from amaranth.lib.wiring import In
 from hdl.centroids import CentroidBuilder
 from hdl.config import ACTIVATION_MAX, BLOCK, CENTROID_MAX, EngineConfig, bits_for
 from hdl.parts import BlockRAM, Multiplier, add, delay
-from hdl.tables import Tables
+from hdl.tables import Tables, sections, table_latency
 from hdl.tree import Tree, tree_levels
 from hdl.walk import step
 from sim.baselines import BareArray
@@ -53,7 +53,7 @@ class PsumbookArray(BareArray):
             format="psumbook", family=family, v=v, b=b, lanes=lanes, builders=builders,
             scale_points=1, block_ram_blocks=lanes * v // BLOCK, activation_bits=8,
             zero_points=False, epilogue=False)
-        self.latency = BlockRAM.LATENCY + tree_levels(lanes) + 1
+        self.latency = table_latency(config) + tree_levels(lanes) + 1
         super().__init__(config.column_code_bits, {
             "word": In(8 * builders), "step": In(step(config)),
             "group": In(len(config.lane_groups)), "entry": In(b)}, family)
@@ -74,6 +74,8 @@ class PsumbookArray(BareArray):
             tables.entries[0].eq(builder.entries), tables.group.eq(self.group),
             tables.entry.eq(self.entry),
             *(tree.entries[i].eq(value) for i, value in enumerate(tables.values[0]))]
+        if sections(config) > 1:
+            m.d.comb += tables.far_bank.eq(~bank)
         self.accumulate(m, tree.total, 0, self.valid, self.latency - 1)
         return m
 

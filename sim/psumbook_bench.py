@@ -31,7 +31,7 @@ def core_rows(progress):
              ("m1v4", engine(v=4, lanes=64, builders=8), 1, None, None)]
     rows = []
     for name, config, codebooks, comb_limit, clock_limit in cases:
-        from_routing = routed(Core(config), f"core {name}", progress)
+        from_routing = routed(Core(config), f"core {name}", progress, mhz=180)
         macs = config.peak_macs(codebooks)
         comb = from_routing["comb"] / macs
         rows.append({

@@ -36,11 +36,9 @@ class BlockRAM(wiring.Component):
     ----------
     width, depth : int
         Bits of a word, words.
-    granularity : int or None
-        Bits per write enable; `width` must be a multiple.  None: one enable for the word.
     family : str
-        ``"portable"``, ``"ecp5"`` (DP16KD with its output register where `granularity` is None)
-        or ``"xilinx7"`` (inferred).
+        ``"portable"``, ``"ecp5"`` (DP16KD with its output register, up to 16384 words) or
+        ``"xilinx7"`` (inferred).
 
     Members
     -------
@@ -55,17 +53,13 @@ class BlockRAM(wiring.Component):
 
     LATENCY = 2
 
-    def __init__(self, width, depth, *, granularity=None, family="portable"):
-        if granularity is not None and width % granularity:
-            raise ValueError(f"width must be a multiple of granularity {granularity}, not {width}")
+    def __init__(self, width, depth, *, family="portable"):
         self.width = width
         self.depth = depth
-        self.granularity = granularity
         self.family = family
-        enables = 1 if granularity is None else width // granularity
         address = ceil_log2(depth)
         super().__init__({
-            "write_address": In(address), "write_data": In(width), "write_enable": In(enables),
+            "write_address": In(address), "write_data": In(width), "write_enable": In(1),
             "read_address": In(address), "read_enable": In(1, init=1),
             "output_enable": In(1, init=1), "read_data": Out(width)})
 
@@ -75,11 +69,11 @@ class BlockRAM(wiring.Component):
         return block_rams(self.width, self.depth)
 
     def elaborate(self, platform):
-        if self.family == "ecp5" and self.granularity is None and self.depth <= 16384:
+        if self.family == "ecp5" and self.depth <= 16384:
             return self._ecp5()
         m = Module()
         m.submodules.memory = memory = Memory(shape=self.width, depth=self.depth, init=[])
-        write = memory.write_port(granularity=self.granularity)
+        write = memory.write_port()
         read = memory.read_port()
         m.d.comb += [
             write.addr.eq(self.write_address), write.data.eq(self.write_data),

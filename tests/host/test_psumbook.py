@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import host
+from host.formats import codebooks
 from host.formats.codebooks import beam_search
 from host.formats.psumbook import Psumbook, PsumbookMatrix
 
@@ -204,6 +205,30 @@ class TestQuantizer:
                                progress=lambda done, total: steps.append((done, total)))
         assert output(better) < 0.6 * output(plain)
         assert steps[-1][0] == steps[-1][1] and steps == sorted(steps)
+
+    def test_descent_never_raises_the_output_error(self, monkeypatch):
+        """Not even where beams find worse codes than those of the sweep before."""
+        costs = []
+
+        def checked(self, codes, books, meter):
+            def cost():
+                error = self.w - self.groups.expand(self.scales) * codebooks._decode(codes, books)
+                return float(((error @ self.H) * error).sum())
+
+            before = cost()
+            descend(self, codes, books, meter)
+            costs.append(cost() / before)
+
+        descend = codebooks._Calibrated._descend
+        monkeypatch.setattr(codebooks._Calibrated, "_descend", checked)
+        monkeypatch.setattr(codebooks.beam_search, "__defaults__", (1,))
+        rng = np.random.default_rng(0)
+        mix = rng.standard_normal((8, 64)) * rng.lognormal(sigma=1, size=64)
+        X = (rng.standard_normal((512, 8)) @ mix
+             + 0.1 * rng.standard_normal((512, 64))).astype(np.float32)
+        host.quantize(gaussian(128, 64), format="psumbook", v=8, codebooks=2, code_bits=6,
+                      group_size=None, calibration=X)
+        assert len(costs) == codebooks.SWEEPS and max(costs) <= 1
 
     def test_calibration_with_dead_inputs(self):
         X = gaussian(40, 50)

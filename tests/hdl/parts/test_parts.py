@@ -178,7 +178,7 @@ def test_multiplier_refuses_widths_beyond_one_block(widths):
         Multiplier(*widths)
 
 
-def check_memory(dut, *, latency, depth, read_depth, enables, read, write, cycles=600):
+def check_memory(dut, *, latency, depth, read_depth, read, write, cycles=600):
     """Random traffic against a list: `read` and `write` are the memory as Python sees it.
 
     No read collides with a write of the same word: that is undefined.
@@ -197,7 +197,7 @@ def check_memory(dut, *, latency, depth, read_depth, enables, read, write, cycle
                 assert ctx.get(dut.read_data) == expected, f"cycle {cycle}, address {address}"
             where = rng.randrange(depth)
             what = rng.choice([0, (1 << width) - 1, rng.getrandbits(width)])
-            enable = rng.choice([0, enables, rng.randint(0, enables)])
+            enable = rng.randint(0, 1)
             target = rng.randrange(read_depth)
             if target // ratio == where:
                 enable = 0
@@ -212,33 +212,22 @@ def check_memory(dut, *, latency, depth, read_depth, enables, read, write, cycle
     simulate(dut, testbench)
 
 
-def check_words(dut, *, latency, granularity=None):
+def check_words(dut, *, latency):
     """A memory whose two ports have the same width."""
     memory = [0] * dut.depth
-    step = granularity or dut.width
 
     def write(address, data, enable):
-        for i in range(dut.width // step):
-            if enable >> i & 1:
-                mask = (1 << step) - 1 << i * step
-                memory[address] = memory[address] & ~mask | data & mask
+        if enable:
+            memory[address] = data
 
     check_memory(dut, latency=latency, depth=dut.depth, read_depth=dut.depth,
-                 enables=(1 << dut.width // step) - 1, read=lambda a: memory[a], write=write)
+                 read=lambda a: memory[a], write=write)
 
 
-@pytest.mark.parametrize("width, depth, granularity",
-                         [(1, 2, None), (18, 8, None), (56, 16, None), (72, 64, None),
-                          (32, 8, 8), (24, 4, 12)])
-def test_block_ram(width, depth, granularity):
+@pytest.mark.parametrize("width, depth", [(1, 2), (18, 8), (56, 16), (72, 64)])
+def test_block_ram(width, depth):
     assert BlockRAM.LATENCY == 2
-    check_words(BlockRAM(width, depth, granularity=granularity), latency=2,
-                granularity=granularity)
-
-
-def test_block_ram_refuses_a_granularity_that_does_not_divide_the_width():
-    with pytest.raises(ValueError, match="multiple of granularity"):
-        BlockRAM(20, 4, granularity=8)
+    check_words(BlockRAM(width, depth), latency=2)
 
 
 @pytest.mark.parametrize("store, latency", [("distributed", 1), ("block", 2)])
@@ -258,7 +247,7 @@ def test_byte_ram_has_the_lowest_byte_first(words):
             memory[4 * address:4 * address + 4] = data.to_bytes(4, "little")
 
     assert dut.LATENCY == 2
-    check_memory(dut, latency=2, depth=words, read_depth=4 * words, enables=1,
+    check_memory(dut, latency=2, depth=words, read_depth=4 * words,
                  read=lambda a: memory[a], write=write)
 
 
