@@ -79,7 +79,7 @@ def baseline_rows(progress):
         "psumbook, 2 builders": PsumbookArray(32, 8, 8, builders=2, family="ecp5"),
         "psumbook, 4 builders": PsumbookArray(32, 8, 8, builders=4, family="ecp5"),
         "dequantise, then multiply": DequantArray(16, 8, 8, 2, family="ecp5")}
-    areas = {name: routed(array, name, progress) for name, array in arrays.items()}
+    areas = {name: routed(array, name, progress, mhz=180) for name, array in arrays.items()}
     base = areas["dequantise, then multiply"]
     macs = 128
     rows = []
