@@ -81,8 +81,8 @@ class Epilogue(wiring.Component):
         negative = Mux(beyond, delay(m, sign, 1 + Multiplier.LATENCY, name="negative"),
                        product[-1])
 
-        # Products come from a far column of the chip: one LUT before the next register, the rest
-        # of the reductions after it.
+        # Products come from a far column of the chip: short reductions before the next register,
+        # the rest of them after it.
         whole = Signal(signed(9), reset_less=True)
         half = Signal(reset_less=True)      # the bit below the result
         lowest = product[:FINE_SHIFT - 1]   # anything set below that?

@@ -14,14 +14,13 @@ from hdl.parts import BlockRAM, TableRAM, delay
 
 __all__ = ["Tables", "sections", "table_latency"]
 
-_SECTION = 32   # tables
+_SECTION = 32   # tables that are written from one register
 
 
 def table_latency(config):
     """Cycles from codes to entries: one, two with tables in block RAM, three with all of them.
 
-    Many block RAMs cannot all be near the tree: a register takes their entries half way.  (m2v8,
-    64 lanes: 167 to 188 MHz without it.)
+    Many block RAMs cannot all be near the tree: a register takes their entries half way.
     """
     if not config.block_ram_blocks:
         return 1
@@ -31,7 +30,8 @@ def table_latency(config):
 def sections(config):
     """Parts of the tables that are written one after another, each a cycle later than the last.
 
-    Where all are in block RAM, they are all over the chip: one register cannot reach them all.
+    One, or one for each 32 tables where all are in block RAM: those are all over the chip, and one
+    register cannot reach them in time.
     """
     tables = sum(BLOCK // v for v in config.chunks)
     return max(1, tables // _SECTION) if config.block_ram_blocks == config.blocks else 1
