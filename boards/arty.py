@@ -57,5 +57,5 @@ ARTY_A7_100 = _board(
     }, "psumbook": {
         "tiny": _TINY_PSUMBOOK,
         "default": Size(engine=_psumbook(v=8, lanes=64, builders=4), memory_bytes=64 * 1024),
-        "max": Size(engine=_psumbook(v=8, lanes=64, rows=2, builders=8), memory_bytes=64 * 1024),
+        "max": Size(engine=_psumbook(v=8, lanes=128, rows=2, builders=8), memory_bytes=64 * 1024),
     }})

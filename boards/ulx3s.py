@@ -38,6 +38,7 @@ ULX3S = Board(
             memory_bytes=16 * 1024),
         "default": Size(engine=psumbook(v=8, lanes=64, builders=4), memory_bytes=64 * 1024,
                         clock_hz=100_000_000),
-        "max": Size(engine=psumbook(v=8, lanes=128, rows=2, builders=4, n_tile=2048),
+        "max": Size(engine=psumbook(v=8, lanes=128, rows=2, builders=8, scaler_dsps=1,
+                                    activation_bytes=4096),
                     memory_bytes=64 * 1024, clock_hz=80_000_000),
     }})

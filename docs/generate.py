@@ -139,6 +139,27 @@ def psumbook_utilization_table():
                     f"{r['limit']}{_verdict(r)}"] for r in _bench("psumbook-utilization")])
 
 
+def psumbook_core_table():
+    """Markdown of the psumbook cores."""
+    return _table(["core", "lanes x rows", "builders", "MACs per cycle", "COMB", "COMB per MAC",
+                   "FF", "EBR", "DSP", "MHz, three seeds", "goal (median)"],
+                  [[r["core"], f"{r['lanes']} x {r['rows']}", r["builders"], f"{r['macs']:g}",
+                    r["comb"], f"{r['comb_per_mac']:.1f}", r["ff"], r["ebr"], r["dsp"], _mhz(r),
+                    "" if r["comb_limit"] is None else
+                    f"{r['comb_limit']:g} at {r['mhz_limit']} MHz{_verdict(r)}"]
+                   for r in _bench("psumbook-core")])
+
+
+def psumbook_arrays_table():
+    """Markdown of the bare arrays for codebooks."""
+    return _table(["array", "COMB", "FF", "EBR", "DSP", "MHz", "COMB per MAC", "EBR per MAC",
+                   "DSP per MAC", "its DSPs", "builds hidden from N"],
+                  [[r["array"], r["comb"], r["ff"], r["ebr"], r["dsp"], _mhz(r), r["comb_per_mac"],
+                    r["ebr_per_mac"], r["dsp_per_mac"], "" if r["dsp_share"] is None else
+                    f"{r['dsp_share']:.3f} of the baseline's, at most {r['limit']}{_verdict(r)}",
+                    r["hides_from_n"] or ""] for r in _bench("psumbook-arrays")])
+
+
 def error_table():
     """Markdown of the quantisers' error on a Gaussian matrix."""
     return _table(["format", "bits of codes", "bits in all", "error / variance", "time",
@@ -176,6 +197,7 @@ def simulator_table():
 TABLES = {"boards": boards_table, "core": core_table, "arrays": arrays_table,
           "memory": memory_table, "utilization": utilization_table, "bandwidth": bandwidth_table,
           "psumbook-utilization": psumbook_utilization_table,
+          "psumbook-core": psumbook_core_table, "psumbook-arrays": psumbook_arrays_table,
           "quantizer-error": error_table, "quantizer-outputs": outputs_table,
           "simulator": simulator_table}
 

@@ -38,15 +38,17 @@ class Timing:
         lanes = [len(point_lanes(config, t)) for t in range(config.scale_points)]
         self.tables = table_latency(config)
         self.zero = self.tables + tree_levels(max(lanes))
-        self.column = self.zero + 1 + scaler(config).LATENCY + tree_levels(config.scale_points)
+        self.column = self.zero + 1 + scaler(config)[0].LATENCY + tree_levels(config.scale_points)
         self.result = self.column + 2
         self.address = self.column - 1 - BlockRAM.LATENCY
         """The accumulator's read address is registered here: output register, then operand."""
 
 
 def scaler(config):
-    """Multiplier of group sums and scales: a class."""
-    return Multiplier if config.group_bits <= 18 else WideMultiplier
+    """Multiplier of group sums and scales: a class, and its options."""
+    if config.group_bits <= 18:
+        return Multiplier, {}
+    return WideMultiplier, {"dsps": config.scaler_dsps}
 
 
 def point_lanes(config, t):
@@ -114,6 +116,7 @@ class Cell(wiring.Component):
         timing = Timing(config)
 
         lanes = self.lanes
+        kind, options = scaler(config)
         products = []
         for t in range(config.scale_points):
             chosen = point_lanes(config, t)
@@ -142,8 +145,8 @@ class Cell(wiring.Component):
                     width=config.group_bits, family=family))
             else:       # no signs
                 m.d.comb += group_sum.eq(total)
-            m.submodules[f"multiplier_{t}"] = multiplier = scaler(config)(
-                config.group_bits, SCALE_BITS + 1, family)
+            m.submodules[f"multiplier_{t}"] = multiplier = kind(
+                config.group_bits, SCALE_BITS + 1, family, **options)
             # A register of its own: the multiplier may be far away.
             m.d.comb += [multiplier.a.eq(delay(m, group_sum, 1, name=f"group_sum_{t}")),
                          multiplier.b.eq(self.scales[t])]

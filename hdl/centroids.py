@@ -20,7 +20,8 @@ class CentroidWalk(wiring.Component):
     """Walks through the centroids for all lane groups of a K tile: see :mod:`hdl.walk`.
 
     ``2**b`` cycles per lane group; the activations of a group are read while the entries of the
-    one before it are computed.  Holds the codebooks, four of them.
+    one before it are computed, for the builders of a buffer one after another.  Holds the
+    codebooks, four of them.
     """
 
     def __init__(self, config):
@@ -32,7 +33,9 @@ class CentroidWalk(wiring.Component):
         config = self.config
         v, b = config.v, config.b
         groups = len(config.lane_groups)
-        byte_bits = (v * groups - 1).bit_length()   # of a tile, in one builder's buffer
+        served = config.builders // config.buffers      # builders of a buffer
+        reading = v * served                            # bytes of a lane group in each
+        byte_bits = (reading * groups - 1).bit_length()
 
         # Where in the walk: the entry of the lane group.
         running = self.running
@@ -40,32 +43,34 @@ class CentroidWalk(wiring.Component):
         byte = Signal(byte_bits)        # first of the group
         group_end = Signal()
         ends = running & (count == 2**b - 2)
-        m.d.sync += [group_end.eq(ends), self.tile_end.eq(ends & (byte == v * (groups - 1)))]
+        m.d.sync += [group_end.eq(ends), self.tile_end.eq(ends & (byte == reading * (groups - 1)))]
         with m.If(running):
             m.d.sync += count.eq(count + 1)
         with m.If(group_end):
-            m.d.sync += byte.eq(byte + v)
+            m.d.sync += byte.eq(byte + reading)
         with m.If(self.tile_end):
             m.d.sync += running.eq(0)
         with m.If(self.start):
             m.d.sync += [running.eq(1), count.eq(0), byte.eq(0)]
 
-        # Its first v cycles read the group's activations.
+        # Its first cycles read the group's activations, those of one builder after another.
         place = Signal(byte_bits)
-        reads = Signal()
-        m.d.sync += [place.eq(byte | count[:v.bit_length() - 1]),
-                     reads.eq(running & (count[v.bit_length() - 1:] == 0))]
+        reads = Signal(served)
+        within = (reading - 1).bit_length()
+        m.d.sync += [place.eq(byte | count[:within]),
+                     *(reads[s].eq(running & (count[v.bit_length() - 1:] == s))
+                       for s in range(served))]
         m.d.comb += [
             self.walk.read_address.eq(Cat(place, self.tile)),
             self.walk.step.shift.eq(delay(m, reads, ByteRAM.LATENCY, name="shift",
                                           resettable=True))]
 
-        # v cycles later, when the last byte is there, the sweep over the centroids begins.
+        # When the last byte is there the sweep over the centroids begins.
         to_builders = ByteRAM.LATENCY + 1       # a register: multipliers may be far away
-        until = v + 1 + to_builders + CentroidBuilder.latency(config)
+        until = reading + 1 + to_builders + CentroidBuilder.latency(config)
         started = Signal(until)     # so many cycles ago, plus one
         m.d.sync += started.eq(Cat(self.start, started))
-        sweeps, writes = started[v], started[-1]
+        sweeps, writes = started[reading], started[-1]
         centroid, codebook = Signal(b), Signal(2)
         m.d.sync += centroid.eq(centroid + 1)
         with m.If(sweeps):
@@ -121,8 +126,9 @@ class CentroidBuilder(wiring.Component):
         v, family = self.config.v, self.config.family
         for b in range(self.config.builders):
             chunk = Signal(8 * v, name=f"chunk_{b}", reset_less=True)
-            with m.If(self.step.shift):
-                m.d.sync += chunk.eq(Cat(chunk[8:], self.word[8 * b:8 * b + 8]))
+            turn, buffer = divmod(b, self.config.buffers)
+            with m.If(self.step.shift[turn]):
+                m.d.sync += chunk.eq(Cat(chunk[8:], self.word[8 * buffer:8 * buffer + 8]))
             sums, bound = [], ACTIVATION_MAX * CENTROID_MAX
             for t in range(v):
                 m.submodules[f"multiplier_{b}_{t}"] = multiplier = Multiplier(

@@ -27,6 +27,8 @@ MIN_COLUMNS = 8
 plane a column.  The compiler pads N up to it and the decoder refuses less."""
 CHAINED_CELLS = 4
 """Cells that take their codes and control from one register; the next ones a cycle later."""
+_BUFFER_BYTES = 2048
+"""Bytes of an activation buffer that fills a block RAM."""
 SCALE_BITS = 16
 PARAMETER_BITS = 72
 """Re-quantisation parameters of an output column."""
@@ -76,6 +78,9 @@ class EngineConfig:
         8, or 16 for engines that also take int16 activations as two byte passes (``bitserial``).
     zero_points : bool
         Whether asymmetric weights are supported (``bitserial``).
+    scaler_dsps : int
+        DSPs that multiply a group sum of more than 18 bits by its scale: 2, or 1 where adders
+        take the high bits (groups of up to 25 bits).
     n_tile : int
         Output columns that the accumulators of one cell hold (a power of two).
     activation_bytes : int
@@ -100,6 +105,7 @@ class EngineConfig:
     block_ram_blocks: int = 0
     activation_bits: int = 16
     zero_points: bool = True
+    scaler_dsps: int = 2
     n_tile: int = 1024
     activation_bytes: int = 16384
     address_bits: int = 24
@@ -130,6 +136,10 @@ class EngineConfig:
         legal("zero_points", (False,) if psumbook else (False, True))
         for name in ("epilogue", "counters"):
             legal(name, (False, True))
+        legal("scaler_dsps", (1, 2))
+        if self.scaler_dsps == 1 and not 18 < self.group_bits <= 25:
+            raise ConfigError("scaler_dsps=1 is for group sums of 19 to 25 bits, not of "
+                              f"{self.group_bits}; use scaler_dsps=2 or other scale_points")
         if not isinstance(self.address_bits, int) or not 8 <= self.address_bits <= 32:
             raise ConfigError("address_bits must be an integer in 8..32, not "
                               f"{self.address_bits!r}")
@@ -275,24 +285,38 @@ class EngineConfig:
     # Buffers
 
     @property
+    def buffers(self):
+        """Activation buffers of a row, each of which serves as many builders as the next.
+
+        ``bitserial``: one for each builder.  ``psumbook``, whose builders take an activation once
+        in ``2**b`` cycles: as few as hold `activation_bytes`, a block RAM each, and can be read in
+        half of that time.
+        """
+        if self.format == "bitserial":
+            return self.builders
+        least = max(2, self.activation_bytes // _BUFFER_BYTES,
+                    2 * self.v * self.builders // 2**self.b)
+        return min(self.builders, least)
+
+    @property
     def load_bytes(self):
-        """Bytes of a beat that LOAD takes: a word of four for each builder, or a narrower beat."""
-        return min(self.beat_bytes, 4 * self.builders)
+        """Bytes of a beat that LOAD takes: a word of four for each buffer, or a narrower beat."""
+        return min(self.beat_bytes, 4 * self.buffers)
 
     @property
     def slot_beats(self):
-        """Beats that fill one slot (four bytes per builder) of one row."""
-        return 4 * self.builders // self.load_bytes
+        """Beats that fill one slot (four bytes per buffer) of one row."""
+        return 4 * self.buffers // self.load_bytes
 
     @property
     def activation_depth(self):
         """Slots of a row's activation buffer."""
-        return self.activation_bytes // (4 * self.builders)
+        return self.activation_bytes // (4 * self.buffers)
 
     @property
     def tile_slots(self):
         """Slots of a K tile."""
-        return self.tile_k // (4 * self.builders)
+        return self.tile_k // (4 * self.buffers)
 
     @property
     def tile_beats(self):

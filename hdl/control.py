@@ -176,8 +176,10 @@ class Control(wiring.Component):
         count_up(m, address, load=starts, value=self.program, step=asks, family=config.family)
         with m.If(asks):
             m.d.sync += waiting.eq(1)
+        with m.If(waiting):     # a word without `full` is not looked at: `valid` enables one bit
+            m.d.sync += word.eq(self.i_beat.payload)
         with m.If(self.i_beat.valid & waiting):
-            m.d.sync += [waiting.eq(0), word.eq(self.i_beat.payload), full.eq(1), checks.eq(0)]
+            m.d.sync += [waiting.eq(0), full.eq(1), checks.eq(0)]
         with m.If(full):
             m.d.sync += checks.eq(Cat(1, checks))
 

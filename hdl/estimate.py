@@ -35,7 +35,9 @@ def estimate(config):
     # The format's builders: v products added, or a sum of activations.
     builder = (e.v - 1) * 18 if psumbook else 21
     queue = 6 * ceil((e.code_bits + e.side_bits) / 4)
-    sums = (adders * leaves + (45 if psumbook else 18) * e.scale_points
+    scaler_dsps = 1 if e.group_bits <= 18 else e.scaler_dsps
+    narrow = 130 * (e.scaler_dsps == 1)
+    sums = (adders * leaves + ((45 if psumbook else 18) + narrow) * e.scale_points
             + 36 * (e.scale_points - 1)
             + e.column_bits + e.accumulator_bits)
     side = [min(32, e.side_bits - i) for i in range(0, e.side_bits, 32)]
@@ -46,7 +48,7 @@ def estimate(config):
                  blocks(rows * e.entry_bits(block_v), 2 * 2**e.index_bits(block_v))
                  for rows in groups)
              + psumbook * e.v * max(1, 2**e.codebook_word_bits // 512)
-             + e.rows * e.builders * max(1, e.activation_depth // 512)
+             + e.rows * e.buffers * max(1, e.activation_depth // 512)
              + e.epilogue * e.columns * blocks(PARAMETER_BITS, 64))
     return {
         "comb": (1900 + 800 * e.epilogue + queue + e.columns * tables + e.cells * (sums + 100)
@@ -54,5 +56,5 @@ def estimate(config):
         "ff": 3400 + e.cells * ((25 + 8 * psumbook) * leaves + 350)
         + 2 * e.code_bits * (len(groups) - 1),
         "bram": ceil(brams / 2) if e.family == "xilinx7" else brams,
-        "dsp": e.cells * e.scale_points * (1 if e.group_bits <= 18 else 2) + e.epilogue
+        "dsp": e.cells * e.scale_points * scaler_dsps + e.epilogue
         + psumbook * e.rows * e.builders * e.v}

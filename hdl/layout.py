@@ -52,12 +52,12 @@ def code_slice(config, lane):
 def activation_order(config):
     """K position of every byte of a tile in the activation buffer, slot after slot.
 
-    A slot holds four activations for each of ``builders`` lanes that are built together: half a
-    chunk of eight, a chunk of four, or two chunks of two.
+    A slot holds four activations for each of ``buffers`` lanes: half a chunk of eight, a chunk of
+    four, or two chunks of two.
     """
     lanes = lane_positions(config)
-    streams = [[k for lane in lanes[b::config.builders] for k in lane]
-               for b in range(config.builders)]
+    streams = [[k for lane in lanes[b::config.buffers] for k in lane]
+               for b in range(config.buffers)]
     return [k for i in range(0, len(streams[0]), 4) for s in streams for k in s[i:i + 4]]
 
 

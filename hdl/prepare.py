@@ -114,8 +114,11 @@ class Prepare(wiring.Component):
         if config.centroid_bits:
             with m.If(load_start):
                 m.d.sync += to_codebook.eq(load.codebook)
-            m.d.comb += [walk_stage.load.eq(took & to_codebook), walk_stage.word.eq(slot),
-                         walk_stage.centroids.eq(self.i_beat.payload.centroids)]
+            m.d.sync += walk_stage.load.eq(took & to_codebook)
+            m.d.comb += [
+                walk_stage.word.eq(self.slot),
+                walk_stage.centroids.eq(delay(m, self.i_beat.payload.centroids, 1,
+                                              name="centroids"))]
 
         # BUILD: walk each tile, with one codebook after the other.
         build = self.i_build.p

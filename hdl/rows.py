@@ -78,13 +78,13 @@ class Rows(wiring.Component):
         m.d.comb += [self.o[name].eq(delay(m, self.i[name], 1, name=name, resettable=True))
                      for name in ("gather", "places")]
 
-        # Building: a byte per builder and row, sums of them into the tables.
+        # Building: a byte per buffer and row, sums of them into the tables.
         entries = []
         lanes_per_beat = config.load_bytes // 4
         loaded = delay(m, self.i.codes[:32 * lanes_per_beat], 1, name="loaded")
         for r in self.rows:
             row = []
-            for b in range(config.builders):
+            for b in range(config.buffers):
                 part, lane = divmod(b, lanes_per_beat)
                 m.submodules[f"buffer_{r}_{b}"] = ram = ByteRAM(config.activation_depth,
                                                                 config.family)

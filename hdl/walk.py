@@ -16,11 +16,12 @@ def step(config):
 
     ``bitserial``: with the byte of each activation buffer, see :class:`hdl.signed_sums.Step`; it
     is the low byte of an int16 if ``unsigned``.  ``psumbook``: ``shift``, take the byte as the
-    next of the next chunk; ``capture``, from now on multiply by the chunk that was taken;
-    ``centroid``, by this, an int8 for each weight.
+    next of the next chunk (a bit for each builder of a buffer); ``capture``, from now on multiply
+    by the chunk that was taken; ``centroid``, by this, an int8 for each weight.
     """
     if config.format == "psumbook":
-        return data.StructLayout({"shift": 1, "capture": 1, "centroid": 8 * config.v})
+        return data.StructLayout({"shift": config.builders // config.buffers, "capture": 1,
+                                  "centroid": 8 * config.v})
     return data.StructLayout({"restart": 1, "double": 1, "negate": 1, "unsigned": 1})
 
 
@@ -73,13 +74,13 @@ def builder_members(config):
     Builder `b` of B serves the lanes congruent to b modulo B; all work in lock step, one entry per
     builder and cycle, without back-pressure.
 
-    word : In(8 * builders)
-        One activation per builder.
+    word : In(8 * buffers)
+        One activation per buffer; buffer `i` of B' serves the builders congruent to i modulo B'.
     step : In(step)
         What to do in this cycle.
     entries : Out(array of signed(entry_bits), one per builder)
         As late as the format says.
     """
     width = config.entry_bits(max(config.chunks))
-    return {"word": In(8 * config.builders), "step": In(step(config)),
+    return {"word": In(8 * config.buffers), "step": In(step(config)),
             "entries": Out(data.ArrayLayout(signed(width), config.builders))}

@@ -19,7 +19,7 @@ from hdl.config import EngineConfig
 from hdl.errors import LutraError
 from host.cli.matrix import check_out
 from sim import psumbook_bench, quantizer_bench
-from sim.measure import identity, measure, random_layer, routed
+from sim.measure import identity, largest, measure, random_layer, routed
 
 __all__ = ["main"]
 
@@ -138,28 +138,16 @@ def arrays_rows(progress):
     return rows
 
 
-def _largest():
-    """Rows and URL options of the largest engine of a board: the max size of the ULX3S."""
-    from boards import ULX3S
-    from sim.device import default_engine
-
-    engine = ULX3S.sizes["bitserial"]["max"].engine.as_dict()
-    default = EngineConfig(**default_engine()).as_dict()
-    return engine["rows"], "&".join(
-        f"{name}={int(value)}" for name, value in engine.items()
-        if value != default[name] and name not in ("family", "format"))
-
-
 def utilization_rows(progress):
     """Useful MACs over peak MACs from ideal memory, W2A8, g = 128."""
-    rows_of_largest, largest = _largest()
+    rows_of_largest, options_of_largest = largest("bitserial")
     cases = [(1, 4096, 4096, "", 0.98), (1, 1024, 1024, "", 0.95), (8, 512, 512, "", 0.95),
              (8, 512, 512, "rows=8&builders=8", 0.85),
              (1, 4096, 4096, "max", None), (1, 1024, 1024, "max", None), (8, 512, 512, "max", None),
              (rows_of_largest, 4096, 4096, "max", None), (rows_of_largest, 1024, 1024, "max", None)]
     rows = []
     for M, N, K, engine, limit in cases:
-        options = largest if engine == "max" else engine
+        options = options_of_largest if engine == "max" else engine
         stats = measure(f"sim:?{options}" if options else "sim:",
                         random_layer(np.random.default_rng(0), N, K, 2, 128), M, progress)
         rows.append({"M": M, "N": N, "K": K, "engine": engine or "default",

@@ -8,7 +8,7 @@ import numpy as np
 
 from hdl.errors import LutraError
 
-__all__ = ["identity", "measure", "random_layer", "routed"]
+__all__ = ["identity", "largest", "measure", "random_layer", "routed"]
 
 _SEEDS = (1, 2, 3)
 
@@ -47,6 +47,18 @@ def random_layer(rng, N, K, bits, group_size):
     return host.from_codes(
         "bitserial", codes=rng.integers(0, 2**bits, (N, K)).astype(np.uint8),
         scales=rng.random((N, groups)) + 0.1, bits=bits, group_size=group_size)
+
+
+def largest(format):
+    """Rows and URL options of the largest engine of a board: the max size of the ULX3S."""
+    from boards import ULX3S
+    from hdl.config import EngineConfig
+    from sim.device import default_engine
+
+    engine = ULX3S.sizes[format]["max"].engine.as_dict()
+    default = EngineConfig(**default_engine(format)).as_dict() | {"family": "ecp5"}
+    return engine["rows"], "&".join([f"format={format}"] + [
+        f"{name}={int(value)}" for name, value in engine.items() if value != default[name]])
 
 
 def measure(url, q, M, progress):

@@ -7,10 +7,9 @@ import numpy as np
 
 from hdl.config import BLOCK, EngineConfig
 from hdl.errors import BuildError, FileError
-from sim.measure import identity, measure, routed
+from sim.measure import identity, largest, measure, routed
 
 __all__ = ["baseline_rows", "core_rows", "plot", "random_psumbook", "sweep", "utilization_rows"]
-
 
 def engine(family="ecp5", *, v, lanes, group=128, **fields: Any):
     """An engine for codebooks of 256 centroids, its tables in block RAM."""
@@ -55,13 +54,16 @@ def random_psumbook(rng, N, K, *, v, codebooks, code_bits=8, group_size=128):
 
 def utilization_rows(progress):
     """Useful gathers over cycles times gather ports, ideal memory, g = 128."""
+    rows_of_max, max_options = largest("psumbook")
     rows = []
     for name, v, codebooks, N, K, M, options, limit in (
             ("m2v8", 8, 2, 4096, 4096, 1, "", 0.95),
             ("m2v8, 4 builders", 8, 2, 4096, 4096, 1, "format=psumbook&builders=4", None),
             ("m1v4", 4, 1, 4096, 4096, 1, "", 0.95),
             ("m1v4", 4, 1, 2048, 4096, 1, "", 0.90),
-            ("m2v8", 8, 2, 4096, 4096, 4, "", None)):
+            ("m2v8", 8, 2, 4096, 4096, 4, "", None),
+            ("m2v8, the ULX3S's max", 8, 2, 4096, 4096, 1, max_options, None),
+            ("m2v8, the ULX3S's max", 8, 2, 4096, 4096, rows_of_max, max_options, None)):
         q = random_psumbook(np.random.default_rng(0), N, K, v=v, codebooks=codebooks)
         stats = measure(f"sim:?{options}" if options else "sim:", q, M, progress)
         rows.append({"format": name, "M": M, "N": N, "K": K, "cycles": stats["cycles"],
@@ -79,7 +81,9 @@ def baseline_rows(progress):
         "psumbook, 2 builders": PsumbookArray(32, 8, 8, builders=2, family="ecp5"),
         "psumbook, 4 builders": PsumbookArray(32, 8, 8, builders=4, family="ecp5"),
         "dequantise, then multiply": DequantArray(16, 8, 8, 2, family="ecp5")}
-    areas = {name: routed(array, name, progress, mhz=180) for name, array in arrays.items()}
+    # The baseline's aim is lower: one that it cannot reach is tried for hours.
+    areas = {name: routed(array, name, progress, mhz=120 if "multiply" in name else 180)
+             for name, array in arrays.items()}
     base = areas["dequantise, then multiply"]
     macs = 128
     rows = []

@@ -4,9 +4,9 @@ from hdl.parts.adder import add, add_select
 from hdl.parts.byteram import ByteRAM
 from hdl.parts.counter import count_down, count_up
 from hdl.parts.delay import delay
-from hdl.parts.multiplier import Multiplier, WideMultiplier
+from hdl.parts.multiplier import Multiplier, NarrowMultiplier, WideMultiplier
 from hdl.parts.ram import BlockRAM
 from hdl.parts.table import TableRAM
 
-__all__ = ["BlockRAM", "ByteRAM", "Multiplier", "TableRAM", "WideMultiplier", "add",
-           "add_select", "count_down", "count_up", "delay"]
+__all__ = ["BlockRAM", "ByteRAM", "Multiplier", "NarrowMultiplier", "TableRAM", "WideMultiplier",
+           "add", "add_select", "count_down", "count_up", "delay"]

@@ -1,12 +1,12 @@
 """One hardware multiplier with all its pipeline registers."""
 
-from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal, signed
+from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hdl.parts.adder import add
+from hdl.parts.adder import add, add_select
 
-__all__ = ["Multiplier", "WideMultiplier"]
+__all__ = ["Multiplier", "NarrowMultiplier", "WideMultiplier"]
 
 LOW_BITS = 17
 """Unsigned bits of the low part of a wide operand: 18 with its sign."""
@@ -79,17 +79,20 @@ class Multiplier(wiring.Component):
         return m
 
 
-class WideMultiplier(wiring.Component):
-    """``o = a * b`` of two signed numbers of up to 34 and 18 bits, four cycles later.
+class NarrowMultiplier(wiring.Component):
+    """``o = a * b`` of two signed numbers, `a` of up to eight bits, three cycles later.
 
-    Two multipliers, of the high part of `a` and of its low 17 bits, and an adder.
+    Of adders: two bits of `a` choose what is added of `b`.  For devices whose DSPs are spent.
+    The operands are not registered.
 
     Parameters and members as for :class:`Multiplier`, without `hold`.
     """
 
-    LATENCY = Multiplier.LATENCY + 1
+    LATENCY = Multiplier.LATENCY
 
     def __init__(self, a_width, b_width, family="portable"):
+        if not 1 <= a_width <= 8:
+            raise ValueError(f"a_width must be in 1..8 for three levels of adders, not {a_width}")
         self.a_width = a_width
         self.b_width = b_width
         self.family = family
@@ -98,7 +101,60 @@ class WideMultiplier(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.high = high = Multiplier(self.a_width - LOW_BITS, self.b_width, self.family)
+        width = self.b_width + 2    # of -2 * b .. 3 * b
+        sums = []
+        for i in range(0, self.a_width, 2):
+            low, high = self.a[i], self.a[min(i + 1, self.a_width - 1)]
+            twice = self.b << 1
+            negative = i + 2 >= self.a_width    # its high bit is the sign
+            sums.append(add_select(
+                m, Mux(low, self.b, 0), 0, ~twice if negative else twice, high,
+                cin=high if negative else 0, width=width, family=self.family))
+        shift = 2
+        for level in range(self.LATENCY):
+            kept = []
+            for j, value in enumerate(sums):
+                register = Signal(signed(len(value)), name=f"sum_{level}_{j}", reset_less=True)
+                m.d.sync += register.eq(value)
+                kept.append(register)
+            if level == self.LATENCY - 1 or len(kept) == 1:
+                sums = kept
+                continue
+            sums = []
+            for low, high in zip(kept[::2], kept[1::2]):
+                total = add(m, low >> shift, high, width=len(high), family=self.family)
+                sums.append(Cat(low[:shift], total).as_signed())
+            if len(kept) % 2:
+                sums.append(kept[-1])
+            shift *= 2
+        m.d.comb += self.o.eq(sums[0])
+        return m
+
+
+class WideMultiplier(wiring.Component):
+    """``o = a * b`` of two signed numbers of up to 34 and 18 bits, four cycles later.
+
+    Two multipliers, of the high part of `a` and of its low 17 bits, and an adder.
+
+    Parameters and members as for :class:`Multiplier`, without `hold`, and
+
+    dsps : int
+        2, or 1 for a high part that is multiplied by adders: `a` of up to 25 bits.
+    """
+
+    LATENCY = Multiplier.LATENCY + 1
+
+    def __init__(self, a_width, b_width, family="portable", *, dsps=2):
+        self.a_width = a_width
+        self.b_width = b_width
+        self.family = family
+        self.high = Multiplier if dsps == 2 else NarrowMultiplier
+        super().__init__({"a": In(signed(a_width)), "b": In(signed(b_width)),
+                          "o": Out(signed(a_width + b_width))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.high = high = self.high(self.a_width - LOW_BITS, self.b_width, self.family)
         m.submodules.low = low = Multiplier(LOW_BITS + 1, self.b_width, self.family)
         m.d.comb += [high.a.eq(self.a[LOW_BITS:]), low.a.eq(self.a[:LOW_BITS]),
                      high.b.eq(self.b), low.b.eq(self.b)]
@@ -106,4 +162,3 @@ class WideMultiplier(wiring.Component):
                     family=self.family)
         m.d.sync += self.o.eq(Cat(low.o[:LOW_BITS], total))
         return m
-

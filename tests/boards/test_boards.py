@@ -109,6 +109,8 @@ def test_engine_fields_can_be_changed():
     assert config.memory_beats == 1024 and config.engine.address_bits == 10
     with pytest.raises(ConfigError, match="lanes must be one of"):
         boards.find("ulx3s").config("tiny", lanes=48)
+    with pytest.raises(ConfigError, match="group sums of 19 to 25 bits, not of 15"):
+        boards.find("ulx3s").config("tiny", scaler_dsps=1)
 
 
 # What reaches the tools

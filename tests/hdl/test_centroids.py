@@ -18,11 +18,13 @@ def config(v, b, builders=4):
                         activation_bits=8, zero_points=False, n_tile=16, activation_bytes=2048)
 
 
-@pytest.mark.parametrize("v, b, builders", [(8, 4, 4), (4, 5, 8), (2, 4, 2), (8, 4, 16)])
+@pytest.mark.parametrize("v, b, builders", [(8, 4, 4), (4, 5, 8), (2, 4, 2), (8, 4, 16),
+                                           (8, 6, 8)])
 def test_walk(v, b, builders):
     engine = config(v, b, builders)
     walk, rng = CentroidWalk(engine), random.Random(SEED)
     groups, depth = len(engine.lane_groups), 2**engine.codebook_word_bits
+    served = builders // engine.buffers
     books = [[rng.randbytes(4 * v) for _ in range(depth // 4)] for _ in range(4)]
     tiles = [(rng.randrange(2), rng.randrange(4)) for _ in range(7)]
     # Pauses of every remainder of the entry counter's period.
@@ -66,13 +68,15 @@ def test_walk(v, b, builders):
     simulator.run()
 
     # What builders would do with it: (tile's byte addresses, centroid) of every entry written.
-    chunk, held, latency = [], None, CentroidBuilder.latency(engine)
+    chunks, held, latency = [[] for _ in range(served)], None, CentroidBuilder.latency(engine)
     made, written, ready = [], [], 0
     for cycle, (_, shift, capture, centroid, group, entry, bank, done, active) in enumerate(seen):
         if capture:
-            held = chunk[-v:]       # captures what was there before this cycle's byte
-        if shift:
-            chunk.append(seen[cycle - ByteRAM.LATENCY][0])
+            # Captures what was there before this cycle's byte.
+            held = [address for chunk in chunks for address in chunk[-v:]]
+        for turn, chunk in enumerate(chunks):
+            if shift >> turn & 1:
+                chunk.append(seen[cycle - ByteRAM.LATENCY][0])
         made.append((held, centroid))
         if group:
             assert active
@@ -82,10 +86,10 @@ def test_walk(v, b, builders):
     expected = []
     for number, (tile, book) in enumerate(tiles):
         for g in range(groups):
-            first = (tile * groups + g) * v
+            first = (tile * groups + g) * v * served
             for i in range(2**b):
                 word = books[book][i // 4]
                 value = int.from_bytes(bytes(word[4 * t + i % 4] for t in range(v)), "little")
-                expected.append((number % 2, g, i, tuple(range(first, first + v)), value))
+                expected.append((number % 2, g, i, tuple(range(first, first + v * served)), value))
     assert written == expected
     assert ready == len(tiles) and not seen[-1][-1]

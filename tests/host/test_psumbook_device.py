@@ -17,9 +17,10 @@ SEED = int(os.environ.get("LUTRA_SEED", "1"))
 SMALL = "&n_tile=64&activation_bytes=1024&zero_points=0&activation_bits=8&memory_mib=4"
 DEVICES = {
     # name: (URL, v, b)
-    # Tables in two sections, the second written a cycle later.
+    # Tables in two sections, the second written a cycle later; group sums of 22 bits, the high
+    # ones multiplied by adders.
     "block RAM, two rows": (f"sim:?format=psumbook&v=8&b=6&lanes=64&rows=2&builders=4"
-                            f"&scale_points=4&block_ram_blocks=16{SMALL}", 8, 6),
+                            f"&scale_points=4&scaler_dsps=1&block_ram_blocks=16{SMALL}", 8, 6),
     "mixed stores": (f"sim:?format=psumbook&v=4&b=5&lanes=32&builders=8&scale_points=4"
                      f"&block_ram_blocks=2{SMALL}", 4, 5),
     "LUT RAM, two columns": (f"sim:?format=psumbook&v=2&b=4&lanes=32&columns=2&builders=2"

@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from hdl.parts import (
     BlockRAM,
     ByteRAM,
     Multiplier,
+    NarrowMultiplier,
     TableRAM,
     WideMultiplier,
     count_down,
@@ -123,7 +125,9 @@ def simulate(dut, testbench):
 
 @pytest.mark.parametrize("kind, widths", [
     *((Multiplier, widths) for widths in [(1, 1), (1, 18), (18, 18), (7, 17), (18, 17)]),
-    *((WideMultiplier, widths) for widths in [(19, 17), (22, 17), (27, 18), (34, 18), (19, 1)])])
+    *((NarrowMultiplier, (width, 17)) for width in range(1, 9)), (NarrowMultiplier, (5, 2)),
+    *((WideMultiplier, widths) for widths in [(19, 17), (22, 17), (27, 18), (34, 18), (19, 1)]),
+    *((partial(WideMultiplier, dsps=1), widths) for widths in [(19, 17), (22, 17), (25, 18)])])
 def test_multiplier(kind, widths):
     dut = kind(*widths)
     rng = random.Random(SEED)
@@ -144,7 +148,7 @@ def test_multiplier(kind, widths):
             await ctx.tick()
 
     simulate(dut, testbench)
-    assert dut.LATENCY == (3 if kind is Multiplier else 4)
+    assert dut.LATENCY == (4 if isinstance(dut, WideMultiplier) else 3)
     assert products[dut.LATENCY:] == [a * b for a, b in pairs]
     assert products[:dut.LATENCY] == [0] * dut.LATENCY
 
