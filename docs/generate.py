@@ -156,7 +156,8 @@ def psumbook_arrays_table():
                    "DSP per MAC", "its DSPs", "builds hidden from N"],
                   [[r["array"], r["comb"], r["ff"], r["ebr"], r["dsp"], _mhz(r), r["comb_per_mac"],
                     r["ebr_per_mac"], r["dsp_per_mac"], "" if r["dsp_share"] is None else
-                    f"{r['dsp_share']:.3f} of the baseline's, at most {r['limit']}{_verdict(r)}",
+                    f"{r['dsp_share']:.3f} of the baseline's"
+                    + (f", at most {r['limit']}{_verdict(r)}" if r["limit"] else ""),
                     r["hides_from_n"] or ""] for r in _bench("psumbook-arrays")])
 
 
@@ -165,8 +166,9 @@ def error_table():
     return _table(["format", "bits of codes", "bits in all", "error / variance", "time",
                    "at most"],
                   [[f"{r['format']} {r['weights']}", r["code_bits"], f"{r['bits']:.3f}",
-                    f"{r['error']:.4f}", f"{r['seconds']:.0f} s", "" if r["limit"] is None else
-                    f"{r['limit']:.3f} in {r['seconds_limit']} s{_verdict(r)}"]
+                    f"{r['error']:.4f}", f"{r['seconds']:.0f} s", "" if r["met"] is None else
+                    (f"{r['limit']:.3f} in " if r["limit"] else "")
+                    + f"{r['seconds_limit']} s{_verdict(r)}"]
                    for r in _bench("quantizer-error")])
 
 

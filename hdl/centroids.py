@@ -66,7 +66,9 @@ class CentroidWalk(wiring.Component):
                                           resettable=True))]
 
         # When the last byte is there the sweep over the centroids begins.
-        to_builders = ByteRAM.LATENCY + 1       # a register: multipliers may be far away
+        # Registers before and behind the codebook: the multipliers may be far away.
+        ways = 1, 2
+        to_builders = ways[0] + ByteRAM.LATENCY + ways[1]
         until = reading + 1 + to_builders + CentroidBuilder.latency(config)
         started = Signal(until)     # so many cycles ago, plus one
         m.d.sync += started.eq(Cat(self.start, started))
@@ -77,15 +79,16 @@ class CentroidWalk(wiring.Component):
             m.d.sync += [centroid.eq(0), codebook.eq(self.codebook)]
         m.d.comb += self.walk.step.capture.eq(
             delay(m, centroid == 0, to_builders, name="capture"))
+        address = delay(m, Cat(centroid, codebook), ways[0], name="address")
         for t in range(v):
             m.submodules[f"codebook_{t}"] = ram = ByteRAM(2**config.codebook_word_bits,
                                                           config.family)
             m.d.comb += [
                 ram.write_address.eq(self.word), ram.write_enable.eq(self.load),
                 ram.write_data.eq(self.centroids[32 * t:32 * t + 32]),
-                ram.read_address.eq(Cat(centroid, codebook)),
+                ram.read_address.eq(address),
                 self.walk.step.centroid[8 * t:8 * t + 8].eq(
-                    delay(m, ram.read_data, 1, name=f"centroid_{t}"))]
+                    delay(m, ram.read_data, ways[1], name=f"centroid_{t}"))]
 
         # The entries come out and go to one lane group after another.
         entry, group, bank = self.walk.entry, self.walk.group, self.walk.bank

@@ -171,10 +171,13 @@ class Core(wiring.Component):
             drive.codes.eq(codes), drive.side.eq(side), drive.flags.eq(what),
             drive.gather.eq(gathered), drive.places.eq(prepare.places),
             drive.slot.eq(prepare.slot), drive.walk.eq(prepare.walk)]
-        if sections(config) > 1:
-            far_bank = Signal(reset_less=True)
-            m.d.sync += far_bank.eq(~flags.bank)
-            m.d.comb += drive.far_bank.eq(far_bank)
+        # The bank in a register for each section of tables.  Equal ones would be merged: each is
+        # of another kind, by its reset or as a complement.
+        m.d.comb += drive.banks[0].eq(what.bank)
+        for s in range(1, sections(config)):
+            bank = Signal(name=f"bank_{s}", reset_less=s < 2, init=s >= 4)
+            m.d.sync += bank.eq(flags.bank ^ s % 2)
+            m.d.comb += drive.banks[s].eq(bank)
         if config.epilogue:
             # Parameters wait here for their column; the biases join its first plane.
             m.submodules.parameters = queue = ParameterQueue(config)

@@ -27,12 +27,12 @@ def array_input(config):
     set; a beat of LOAD was in ``codes`` a cycle before, for ``slot`` of the buffers that ``places``
     names (one-hot; zero: none).  ``walk`` is a step of building tables (:func:`hdl.walk.walk`),
     ``biases`` what is added to the first plane of the column that is at cycle ``column`` of
-    :class:`~hdl.cell.Timing`.  ``far_bank`` is the complement of the flag ``bank``, in a register
-    of its own: half of the tables are not reached from one in time.
+    :class:`~hdl.cell.Timing`.  ``banks`` is the flag ``bank`` for each section of tables, see
+    :class:`hdl.tables.Tables`.
     """
-    far = {"far_bank": 1} if sections(config) > 1 else {}
     return data.StructLayout({
-        "codes": config.code_bits, "side": config.side_bits, "flags": Flags, "gather": 1, **far,
+        "codes": config.code_bits, "side": config.side_bits, "flags": Flags, "gather": 1,
+        "banks": sections(config),
         "places": places(config), "slot": slot_bits(config),
         "walk": walk(config),
         "biases": data.ArrayLayout(signed(config.column_bits), config.columns)})
@@ -133,12 +133,10 @@ class Rows(wiring.Component):
             m.d.comb += [
                 tables.codes.eq(
                     self.i.codes[c * config.column_code_bits:(c + 1) * config.column_code_bits]),
-                tables.bank.eq(flags.bank),
+                tables.banks.eq(self.i.banks),
                 *(tables.entries[i].eq(e) for i, e in enumerate(entries)),
                 tables.group.eq(self.i.walk.group), tables.entry.eq(self.i.walk.entry),
                 tables.write_bank.eq(self.i.walk.bank)]
-            if sections(config) > 1:
-                m.d.comb += tables.far_bank.eq(self.i.far_bank)
             for i, r in enumerate(self.rows):
                 m.submodules[f"cell_{c}_{r}"] = cell = Cell(config)
                 zero_signs = [z for _, z in side_slices(config, signs, c)]

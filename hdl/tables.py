@@ -50,9 +50,9 @@ class Tables(wiring.Component):
 
     Members
     -------
-    codes : In(column_code_bits), bank : In(1), far_bank : In(1)
-        The stream register, and the bank to read; with several sections its complement, which
-        the second half of them take instead: their banks are the other way round.
+    codes : In(column_code_bits), banks : In(sections)
+        The stream register, and the bank to read, for each section of tables.  Odd sections get
+        its complement: their banks are the other way round.
     entries : In(per row one entry per builder), group : In(lane groups), entry, write_bank : In
         What to write (see :func:`hdl.walk.walk`).
     values : Out(per row one entry per lane)
@@ -67,9 +67,8 @@ class Tables(wiring.Component):
         entry = signed(config.entry_bits(max(config.chunks)))
         lanes = len(self.positions)
         super().__init__({
-            "codes": In(config.column_code_bits), "bank": In(1),
+            "codes": In(config.column_code_bits), "banks": In(sections(config)),
             "entries": In(data.ArrayLayout(data.ArrayLayout(entry, config.builders), rows)),
-            **({"far_bank": In(1)} if sections(config) > 1 else {}),
             "group": In(len(config.lane_groups)),
             "entry": In(config.index_bits(max(config.chunks))), "write_bank": In(1),
             "values": Out(data.ArrayLayout(data.ArrayLayout(entry, lanes), rows)),
@@ -92,7 +91,6 @@ class Tables(wiring.Component):
         for i, positions in enumerate(self.positions):
             section = i * len(writes) // len(self.positions)
             write = writes[section]
-            far = section > 0 and section >= len(writes) // 2
             v = len(positions)
             width, index = config.entry_bits(v), config.index_bits(v)
             store = "distributed" if i < distributed else "block"
@@ -103,11 +101,11 @@ class Tables(wiring.Component):
             wait = latency - table.latency
             before, after = (wait, 0) if store == "distributed" else (0, wait)
             code = delay(m, self.codes[code_slice(config, i)], before, name=f"code_{i}")
-            bank = delay(m, self.far_bank if far else self.bank, before, name=f"bank_{i}")
+            bank = delay(m, self.banks[section], before, name=f"bank_{i}")
             entries = delay(m, table.read_data, after, name=f"entries_{i}")
             m.d.comb += [
                 table.write_address.eq(Cat(write["entry"][:index],
-                                           ~write["write_bank"] if far else write["write_bank"])),
+                                           write["write_bank"] ^ section % 2)),
                 table.write_data.eq(Cat(write["entries"][r][builder][:width] for r in rows)),
                 table.write_enable.eq(write["group"][group]),
                 table.read_address.eq(Cat(code[half:], bank)),

@@ -187,7 +187,7 @@ class TableArray(BareArray):
         else:
             m.submodules.tables = tables
             m.d.comb += [
-                tables.codes.eq(self.codes), tables.bank.eq(bank), tables.entries[0].eq(entries),
+                tables.codes.eq(self.codes), tables.banks.eq(bank), tables.entries[0].eq(entries),
                 tables.group.eq(self.group), tables.entry.eq(self.entry),
                 tables.write_bank.eq(~bank), tree.signs.eq(tables.signs),
                 *(tree.entries[i].eq(v) for i, v in enumerate(tables.values[0]))]

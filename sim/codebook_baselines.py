@@ -70,12 +70,11 @@ class PsumbookArray(BareArray):
             m.d.sync += bank.eq(~bank)
         m.d.comb += [
             builder.word.eq(self.word), builder.step.eq(self.step),
-            tables.codes.eq(self.codes), tables.bank.eq(bank), tables.write_bank.eq(~bank),
+            tables.codes.eq(self.codes), tables.write_bank.eq(~bank),
+            *(tables.banks[s].eq(bank ^ s % 2) for s in range(sections(config))),
             tables.entries[0].eq(builder.entries), tables.group.eq(self.group),
             tables.entry.eq(self.entry),
             *(tree.entries[i].eq(value) for i, value in enumerate(tables.values[0]))]
-        if sections(config) > 1:
-            m.d.comb += tables.far_bank.eq(~bank)
         self.accumulate(m, tree.total, 0, self.valid, self.latency - 1)
         return m
 
