@@ -27,7 +27,7 @@ from hdl.registers import COUNTERS, Error
 from hdl.requests import GatherRequests
 from hdl.rows import Rows, array_input
 from hdl.store import Store, spacing
-from hdl.tables import sections
+from hdl.tables import complemented, sections
 from hdl.telemetry import Telemetry
 
 __all__ = ["Core"]
@@ -172,11 +172,11 @@ class Core(wiring.Component):
             drive.gather.eq(gathered), drive.places.eq(prepare.places),
             drive.slot.eq(prepare.slot), drive.walk.eq(prepare.walk)]
         # The bank in a register for each section of tables.  Equal ones would be merged: each is
-        # of another kind, by its reset or as a complement.
+        # of another kind, by its reset.
         m.d.comb += drive.banks[0].eq(what.bank)
         for s in range(1, sections(config)):
-            bank = Signal(name=f"bank_{s}", reset_less=s < 2, init=s >= 4)
-            m.d.sync += bank.eq(flags.bank ^ s % 2)
+            bank = Signal(name=f"bank_{s}", reset_less=s == 3, init=s in (2, 5))
+            m.d.sync += bank.eq(flags.bank ^ complemented(s))
             m.d.comb += drive.banks[s].eq(bank)
         if config.epilogue:
             # Parameters wait here for their column; the biases join its first plane.

@@ -12,7 +12,7 @@ from hdl.config import BLOCK
 from hdl.layout import code_slice, lane_positions
 from hdl.parts import BlockRAM, TableRAM, delay
 
-__all__ = ["Tables", "sections", "table_latency"]
+__all__ = ["Tables", "complemented", "sections", "table_latency"]
 
 _SECTION = 32   # tables that are written from one register
 
@@ -37,6 +37,11 @@ def sections(config):
     return max(1, tables // _SECTION) if config.block_ram_blocks == config.blocks else 1
 
 
+def complemented(section):
+    """Whether the banks of a section of tables are the other way round: for its bank register."""
+    return section >= 3
+
+
 class Tables(wiring.Component):
     """A table per lane, both banks in one RAM; one read and one write per cycle.
 
@@ -51,8 +56,8 @@ class Tables(wiring.Component):
     Members
     -------
     codes : In(column_code_bits), banks : In(sections)
-        The stream register, and the bank to read, for each section of tables.  Odd sections get
-        its complement: their banks are the other way round.
+        The stream register, and the bank to read, for each section of tables, or its complement
+        (see :func:`complemented`).
     entries : In(per row one entry per builder), group : In(lane groups), entry, write_bank : In
         What to write (see :func:`hdl.walk.walk`).
     values : Out(per row one entry per lane)
@@ -86,8 +91,11 @@ class Tables(wiring.Component):
         writes = [{name: getattr(self, name)
                    for name in ("group", "entry", "write_bank", "entries")}]
         for s in range(1, sections(config)):
+            last = dict(writes[-1])
+            if complemented(s) != complemented(s - 1):      # before the register: no LUT behind it
+                last["write_bank"] = ~last["write_bank"]
             writes.append({name: delay(m, value, 1, name=f"{name}_{s}", resettable=name == "group")
-                           for name, value in writes[-1].items()})
+                           for name, value in last.items()})
         for i, positions in enumerate(self.positions):
             section = i * len(writes) // len(self.positions)
             write = writes[section]
@@ -104,8 +112,7 @@ class Tables(wiring.Component):
             bank = delay(m, self.banks[section], before, name=f"bank_{i}")
             entries = delay(m, table.read_data, after, name=f"entries_{i}")
             m.d.comb += [
-                table.write_address.eq(Cat(write["entry"][:index],
-                                           write["write_bank"] ^ section % 2)),
+                table.write_address.eq(Cat(write["entry"][:index], write["write_bank"])),
                 table.write_data.eq(Cat(write["entries"][r][builder][:width] for r in rows)),
                 table.write_enable.eq(write["group"][group]),
                 table.read_address.eq(Cat(code[half:], bank)),

@@ -22,7 +22,7 @@ from amaranth.lib.wiring import In
 from hdl.centroids import CentroidBuilder
 from hdl.config import ACTIVATION_MAX, BLOCK, CENTROID_MAX, EngineConfig, bits_for
 from hdl.parts import BlockRAM, Multiplier, add, delay
-from hdl.tables import Tables, sections, table_latency
+from hdl.tables import Tables, complemented, sections, table_latency
 from hdl.tree import Tree, tree_levels
 from hdl.walk import step
 from sim.baselines import BareArray
@@ -71,7 +71,7 @@ class PsumbookArray(BareArray):
         m.d.comb += [
             builder.word.eq(self.word), builder.step.eq(self.step),
             tables.codes.eq(self.codes), tables.write_bank.eq(~bank),
-            *(tables.banks[s].eq(bank ^ s % 2) for s in range(sections(config))),
+            *(tables.banks[s].eq(bank ^ complemented(s)) for s in range(sections(config))),
             tables.entries[0].eq(builder.entries), tables.group.eq(self.group),
             tables.entry.eq(self.entry),
             *(tree.entries[i].eq(value) for i, value in enumerate(tables.values[0]))]

@@ -17,10 +17,10 @@ SEED = int(os.environ.get("LUTRA_SEED", "1"))
 SMALL = "&n_tile=64&activation_bytes=1024&zero_points=0&activation_bits=8&memory_mib=4"
 DEVICES = {
     # name: (URL, v, b)
-    # Tables in two sections, the second written a cycle later; group sums of 22 bits, the high
-    # ones multiplied by adders.
-    "block RAM, two rows": (f"sim:?format=psumbook&v=8&b=6&lanes=64&rows=2&builders=4"
-                            f"&scale_points=4&scaler_dsps=1&block_ram_blocks=16{SMALL}", 8, 6),
+    # Tables in four sections, each written a cycle after the one before; a buffer for four
+    # builders; group sums of 22 bits, the high ones multiplied by adders.
+    "block RAM, two rows": (f"sim:?format=psumbook&v=8&b=6&lanes=128&rows=2&builders=8"
+                            f"&scale_points=8&scaler_dsps=1&block_ram_blocks=32{SMALL}", 8, 6),
     "mixed stores": (f"sim:?format=psumbook&v=4&b=5&lanes=32&builders=8&scale_points=4"
                      f"&block_ram_blocks=2{SMALL}", 4, 5),
     "LUT RAM, two columns": (f"sim:?format=psumbook&v=2&b=4&lanes=32&columns=2&builders=2"
@@ -50,7 +50,8 @@ def device(request):
 def test_random_products(device, seed):
     opened, v, b = device
     rng = np.random.default_rng(seed)
-    N, K = (int(rng.choice([1, rng.integers(1, 20), rng.integers(1, 300)])) for _ in range(2))
+    N, K = (int(rng.choice([1, rng.integers(1, 20), rng.integers(1, most)]))
+            for most in (300, max(300, 5 * opened.transport.config.engine.tile_k // 2)))
     M, m = int(rng.integers(1, 6)), int(rng.integers(1, 5))
     group = [32, 64, 128, None][rng.integers(4)]
     q = random_matrix(rng, N, K, v, m, b, group)
