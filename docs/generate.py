@@ -161,6 +161,15 @@ def psumbook_arrays_table():
                     r["hides_from_n"] or ""] for r in _bench("psumbook-arrays")])
 
 
+def sweep_table():
+    """Markdown of the Pareto front of the psumbook sweep."""
+    return _table(["m", "v", "b", "g", "bits in all", "error / variance", "cycles",
+                   "MACs per cycle", "COMB", "EBR", "DSP"],
+                  [[r["m"], r["v"], r["b"], r["g"], f"{r['bits']:.3f}", f"{r['error']:.4f}",
+                    f"{r['cycles']:,}", r["macs_per_cycle"], f"{r['comb']:,}", r["ebr"], r["dsp"]]
+                   for r in _bench("sweep") if r["pareto"]])
+
+
 def error_table():
     """Markdown of the quantisers' error on a Gaussian matrix."""
     return _table(["format", "bits of codes", "bits in all", "error / variance", "time",
@@ -200,6 +209,7 @@ TABLES = {"boards": boards_table, "core": core_table, "arrays": arrays_table,
           "memory": memory_table, "utilization": utilization_table, "bandwidth": bandwidth_table,
           "psumbook-utilization": psumbook_utilization_table,
           "psumbook-core": psumbook_core_table, "psumbook-arrays": psumbook_arrays_table,
+          "sweep": sweep_table,
           "quantizer-error": error_table, "quantizer-outputs": outputs_table,
           "simulator": simulator_table}
 

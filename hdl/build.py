@@ -18,7 +18,7 @@ from inspect import getsource
 from pathlib import Path
 
 from hdl import commandline
-from hdl.config import CHAINED_CELLS, FORMATS, DeviceConfig, EngineConfig
+from hdl.config import FORMATS, DeviceConfig, EngineConfig
 from hdl.errors import ArgumentError, BuildError
 from hdl.estimate import estimate
 from hdl.protocol import BAUDS
@@ -46,6 +46,8 @@ _INTERMEDIATE = ("*.config", "top.json", "top_route.dcp", ".Xil")
 # Reads of block RAM that collide with a write may return anything: the stages keep the two apart
 # (tokens, fences), and old data, which the RTLIL asks for, would cost look-up tables per block.
 _ANY_DATA = "proc; setparam -set COLLISION_X_MASK 1'1 t:$memrd_v2 r:CLK_ENABLE=1 %i"
+
+_FEW_TABLES = 128   # with more, nextpnr must keep wires short before it looks at timing
 
 # Vivado's own cells have a parameter that Yosys' models of them lack.  Nets are split before abc9,
 # here and below, because it mistakes a wire named x[3] for a bit of x (yosys#4349).
@@ -104,7 +106,7 @@ def _elaborate_here():
     options = {}
     if board.family == "ecp5":
         # Timing weighs more than by default, but on a full chip wires must stay short.
-        weight = 40 if config.engine.cells <= CHAINED_CELLS else 10
+        weight = 40 if config.engine.lanes * config.engine.cells <= _FEW_TABLES else 10
         options = {
             "script_after_read": _ANY_DATA, "synth_opts": "-run begin:map_luts",
             "script_after_synth": "splitnets\nsynth_ecp5 -top top -run map_luts:",

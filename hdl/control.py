@@ -200,21 +200,18 @@ class Control(wiring.Component):
                 m.d.sync += port.valid.eq(0)
         m.d.comb += pending.eq(Cat(getattr(self, n).valid for n in self.STREAMS.values()).any())
         # `stages_busy` is registered on its way: a stage that has just taken an instruction shows
-        # it two cycles later.
+        # it two cycles later.  `quiet` knows what was dispatched before the word came.
         recent = delay(m, pending, 1, name="pending", resettable=True)
         older = delay(m, recent, 1, name="pending_before", resettable=True)
         quiet = Signal()
         m.d.sync += quiet.eq(~(pending | recent | older | self.stages_busy))
-
-        def fail(code):
-            return [self.running.eq(0), self.failed.eq(1), self.error.eq(code)]
 
         # The next cycle decides, the one after acts.  LOAD and BUILD share a stage: one at a time,
         # so that they stay in order.
         prepare_free = ~(self.o_load.valid | self.o_build.valid)
         room = {Opcode.LOAD: prepare_free, Opcode.BUILD: prepare_free,
                 Opcode.LMMA: ~self.o_lmma.valid, Opcode.STORE: ~self.o_store.valid,
-                Opcode.HALT: quiet & ~pending, Opcode.FENCE: quiet & ~pending}
+                Opcode.HALT: quiet, Opcode.FENCE: quiet}
         decide = Signal()
         m.d.comb += decide.eq(self.running & full & checks[-1] & ~taken)
         go = {op: Signal(name=f"go_{op.name.lower()}") for op in Opcode}
@@ -227,9 +224,7 @@ class Control(wiring.Component):
                 with m.If(go[opcode]):
                     m.d.sync += getattr(self, name).valid.eq(1)
             with m.If(go[Opcode.HALT]):
-                m.d.sync += [self.running.eq(0), self.done.eq(1)]
-            with m.If(wrong):
-                m.d.sync += fail(Mux(known, Error.BAD_FIELD, Error.BAD_OPCODE))
+                m.d.sync += self.done.eq(1)
         with m.If(taken):
             m.d.sync += full.eq(0)
         m.d.comb += self.issued.eq(taken)
@@ -245,10 +240,14 @@ class Control(wiring.Component):
         stuck = Signal()
         fault = Signal()
         m.d.sync += [stuck.eq(hung & ~moves), fault.eq(self.memory_fault)]
-        with m.If(stuck & self.running):
-            m.d.sync += fail(Error.DEADLOCK)
-        with m.If(fault & self.running):
-            m.d.sync += fail(Error.BAD_ADDRESS)
+        stops = Signal()
+        m.d.comb += stops.eq(wrong | stuck | fault)
+        with m.If(self.running & stops):
+            m.d.sync += [self.failed.eq(1), self.error.eq(
+                Mux(fault, Error.BAD_ADDRESS, Mux(stuck, Error.DEADLOCK, Mux(
+                    known, Error.BAD_FIELD, Error.BAD_OPCODE))))]
+        with m.If(stops | go[Opcode.HALT]):
+            m.d.sync += self.running.eq(0)
 
         with m.If(starts):
             m.d.sync += [self.running.eq(1), self.done.eq(0), self.failed.eq(0),

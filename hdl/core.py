@@ -188,9 +188,10 @@ class Core(wiring.Component):
             column = delay(m, is_codes & what.last_plane, timing.column, name="column",
                            resettable=True)
             m.d.comb += [
-                queue.write.eq(parameters),
+                queue.write.eq(delay(m, parameters, 1, name="parameters", resettable=True)),
                 queue.restart.eq(store.sink_ready),
-                *(queue.data[c].eq(codes[c * config.column_code_bits:][:PARAMETER_BITS])
+                *(queue.data[c].eq(delay(
+                    m, codes[c * config.column_code_bits:][:PARAMETER_BITS], 1, name="to_queue"))
                   for c in range(config.columns)),
                 queue.read.eq(read), queue.capture.eq(column),
                 drive.biases.eq(queue.bias),

@@ -14,23 +14,23 @@ from hdl.parts import BlockRAM, TableRAM, delay
 
 __all__ = ["Tables", "complemented", "sections", "table_latency"]
 
-_SECTION = 32   # tables that are written from one register
+_SECTION = 16   # tables that are written from one register
 
 
 def table_latency(config):
-    """Cycles from codes to entries: one, two with tables in block RAM, three with all of them.
+    """Cycles from codes to entries: one, two with tables in block RAM, four with all of them.
 
-    Many block RAMs cannot all be near the tree: a register takes their entries half way.
+    Many block RAMs cannot all be near the tree: two registers take their entries there.
     """
     if not config.block_ram_blocks:
         return 1
-    return BlockRAM.LATENCY + (config.block_ram_blocks == config.blocks)
+    return BlockRAM.LATENCY + 2 * (config.block_ram_blocks == config.blocks)
 
 
 def sections(config):
     """Parts of the tables that are written one after another, each a cycle later than the last.
 
-    One, or one for each 32 tables where all are in block RAM: those are all over the chip, and one
+    One, or one for each 16 tables where all are in block RAM: those are all over the chip, and one
     register cannot reach them in time.
     """
     tables = sum(BLOCK // v for v in config.chunks)

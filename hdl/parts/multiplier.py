@@ -5,6 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from hdl.parts.adder import add, add_select
+from hdl.parts.delay import delay
 
 __all__ = ["Multiplier", "NarrowMultiplier", "WideMultiplier"]
 
@@ -132,9 +133,10 @@ class NarrowMultiplier(wiring.Component):
 
 
 class WideMultiplier(wiring.Component):
-    """``o = a * b`` of two signed numbers of up to 34 and 18 bits, four cycles later.
+    """``o = a * b`` of two signed numbers of up to 34 and 18 bits, five cycles later.
 
-    Two multipliers, of the high part of `a` and of its low 17 bits, and an adder.
+    Two multipliers, of the high part of `a` and of its low 17 bits, and an adder, with a register
+    between: the multipliers may be far away.
 
     Parameters and members as for :class:`Multiplier`, without `hold`, and
 
@@ -142,7 +144,7 @@ class WideMultiplier(wiring.Component):
         2, or 1 for a high part that is multiplied by adders: `a` of up to 25 bits.
     """
 
-    LATENCY = Multiplier.LATENCY + 1
+    LATENCY = Multiplier.LATENCY + 2
 
     def __init__(self, a_width, b_width, family="portable", *, dsps=2):
         self.a_width = a_width
@@ -158,7 +160,9 @@ class WideMultiplier(wiring.Component):
         m.submodules.low = low = Multiplier(LOW_BITS + 1, self.b_width, self.family)
         m.d.comb += [high.a.eq(self.a[LOW_BITS:]), low.a.eq(self.a[:LOW_BITS]),
                      high.b.eq(self.b), low.b.eq(self.b)]
-        total = add(m, high.o, low.o[LOW_BITS:-1].as_signed(), width=len(high.o),
+        upper = delay(m, high.o, 1, name="high")
+        lower = delay(m, low.o, 1, name="low")
+        total = add(m, upper, lower[LOW_BITS:-1].as_signed(), width=len(upper),
                     family=self.family)
-        m.d.sync += self.o.eq(Cat(low.o[:LOW_BITS], total))
+        m.d.sync += self.o.eq(Cat(lower[:LOW_BITS], total))
         return m

@@ -148,7 +148,7 @@ def test_multiplier(kind, widths):
             await ctx.tick()
 
     simulate(dut, testbench)
-    assert dut.LATENCY == (4 if isinstance(dut, WideMultiplier) else 3)
+    assert dut.LATENCY == (5 if isinstance(dut, WideMultiplier) else 3)
     assert products[dut.LATENCY:] == [a * b for a, b in pairs]
     assert products[:dut.LATENCY] == [0] * dut.LATENCY
 
