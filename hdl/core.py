@@ -172,7 +172,7 @@ class Core(wiring.Component):
             drive.gather.eq(gathered), drive.places.eq(prepare.places),
             drive.slot.eq(prepare.slot), drive.walk.eq(prepare.walk)]
         # The bank in a register for each section of tables.  Equal ones would be merged: each is
-        # of another kind, by its reset.
+        # of another kind, by its reset or as a complement.
         m.d.comb += drive.banks[0].eq(what.bank)
         for s in range(1, sections(config)):
             bank = Signal(name=f"bank_{s}", reset_less=s == 3, init=s in (2, 5))
