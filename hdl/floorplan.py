@@ -2,8 +2,9 @@
 
 A placer with hardly a free site left scatters block RAMs over the chip, and their wires are then
 too long to route.  So their places are fixed here: tables in the order of their lanes, so that
-those of a scale point, whose entries meet in a tree, are neighbours; the memory in a row between,
-each block near the tables whose codes it holds.  The rest is the placer's.
+those of a scale point, whose entries meet in a tree, are neighbours; the memory in a row of its
+own, each block near the tables whose codes it holds.  The memory's row has twice as many wires as
+one of tables, so it is not the middle one of the chip.  The rest is the placer's.
 """
 
 import json
@@ -18,9 +19,9 @@ __all__ = ["fix_block_rams", "is_full", "places"]
 # logic after the seventh four.
 _SITES = [f"X{4 + 9 * (i // 4) + 2 * (i % 4) + 2 * (i >= 28)}/{{row}}/EBR{i % 4}"
           for i in range(52)]
-_TABLE_ROWS = ("Y22", "Y70", "Y82")
-_MEMORY_ROW = "Y46"
-_IN_ROW = 48    # tables: some sites of each row stay free for what works on them
+_TABLE_ROWS = ("Y22", "Y46", "Y82")
+_MEMORY_ROW = "Y70"
+_IN_ROW = 44    # tables: some sites of each row stay free for what works on them
 
 
 def is_full(engine):

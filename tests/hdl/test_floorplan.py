@@ -1,5 +1,6 @@
 """Fixed places of block RAMs: each its own site, and the same netlist otherwise."""
 
+import itertools
 import json
 import re
 
@@ -33,15 +34,20 @@ def test_every_block_ram_has_a_site_of_its_own(tmp_path):
     assert len(set(sites.values())) == len(names)
     assert all(re.fullmatch(r"X\d+/Y(22|46|70|82)/EBR[0-3]", site) for site in sites.values())
     # Sites that nextpnr names in this device.
-    assert {"X10/Y22/EBR3", "X69/Y70/EBR0"} <= set(sites.values())
+    assert {"X19/Y22/EBR3", "X69/Y70/EBR0"} <= set(sites.values())
 
 
-def test_a_scale_point_lies_together():
-    along = [int(re.match(r"X(\d+)", site)[1]) for pattern, site in places(ENGINE).items()
-             if "table" in pattern]
-    point = ENGINE.lanes // ENGINE.scale_points
-    for i in range(0, ENGINE.lanes, point):
-        assert max(along[i:i + point]) - min(along[i:i + point]) <= 10 * point // 4
+def test_tables_of_neighbouring_lanes_are_neighbours():
+    sites = {pattern: re.fullmatch(r"X(\d+)/Y(\d+)/EBR\d", site).groups()
+             for pattern, site in places(ENGINE).items()}
+    lanes = [sites[rf"\.table_{i}\.ram\."] for i in range(ENGINE.lanes)]
+    breaks = 0
+    for (x, y), (next_x, next_y) in itertools.pairwise(lanes):
+        breaks += y != next_y
+        assert y != next_y or 0 < int(next_x) - int(x) <= 5
+    assert breaks == 2      # three rows
+    memory = {y for pattern, (_, y) in sites.items() if "memory" in pattern}
+    assert len(memory) == 1 and memory.isdisjoint(y for _, y in lanes)
 
 
 def test_only_engines_that_fill_the_chip_are_fixed():
