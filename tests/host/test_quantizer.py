@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import sklearn.covariance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_dtypes import bfloat16
@@ -188,20 +189,42 @@ class TestGptq:
     def test_shrinkage_helps_with_few_tokens(self, monkeypatch):
         W, x, fresh = normal(64, 200), correlated(20, 200), correlated(300, 200, seed=1)
         shrunk = quantize(W, bits=2, calibration=x)
-        monkeypatch.setattr(hessian, "_SHRINKAGE", 0.0)
+        monkeypatch.setattr(hessian, "_shrinkage", lambda *_: 0.0)
         assert error(W, shrunk, fresh) < 0.85 * error(W, quantize(W, bits=2, calibration=x), fresh)
+
+    def test_white_inputs_teach_nothing(self):
+        """Their sample covariance is not white; believing it would cost a third of the error."""
+        rng = np.random.default_rng(0)
+        W, x = normal(64, 256), rng.standard_normal((512, 256))
+        rtn, gptq = quantize(W, bits=2), quantize(W, bits=2, calibration=x)
+        assert error(W, gptq) < 1.02 * error(W, rtn)
+
+    @pytest.mark.parametrize("tokens, columns, common", [
+        (500, 64, 0.0), (500, 64, 1.0), (50, 64, 1.0), (5000, 32, 0.3)])
+    def test_shrinkage_is_that_of_scikit_learn(self, tokens, columns, common):
+        """scikit-learn's leaves out two terms of 1 / columns."""
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((tokens, columns)) + common * rng.standard_normal((tokens, 1))
+        x /= np.sqrt((x**2).mean(axis=0))
+        loud = x * np.geomspace(1e-3, 1e3, columns)
+        _, expected = sklearn.covariance.oas(x, assume_centered=True)
+        assert hessian._shrinkage(loud.T @ loud, tokens) == pytest.approx(expected, rel=0.02)
 
     def test_damping(self):
         x = correlated(600, 30)
         gram = x.T @ x
-        expected = gram + np.diag(0.01 * gram.diagonal().mean() + 0.1 * 30 / 600 * gram.diagonal())
-        np.testing.assert_allclose(damped_hessian(x, lambda: None), expected, rtol=1e-9, atol=1e-9)
+        H = damped_hessian(x, lambda: None)
+        kept = 1 - hessian._shrinkage(gram, 600)
+        assert 0.9 < kept < 1
+        expected = kept * gram
+        expected[np.diag_indices(30)] = gram.diagonal() + 0.01 * gram.diagonal().mean()
+        np.testing.assert_allclose(H, expected, rtol=1e-9, atol=1e-9)
 
-    @pytest.mark.parametrize("tokens", [1, 8, 60])
-    def test_fewer_tokens_than_columns(self, tokens):
+    @pytest.mark.parametrize("tokens, gain", [(1, 0.95), (8, 0.65), (60, 0.65)])
+    def test_fewer_tokens_than_columns(self, tokens, gain):
         W, x, fresh = normal(40, 200), correlated(tokens, 200), correlated(300, 200, seed=1)
         rtn, gptq = quantize(W, bits=2), quantize(W, bits=2, calibration=x)
-        assert error(W, gptq, x) < 0.65 * error(W, rtn, x)
+        assert error(W, gptq, x) < gain * error(W, rtn, x)
         # What so few tokens teach must not hurt other inputs.
         assert error(W, gptq, fresh) < 1.05 * error(W, rtn, fresh)
 
