@@ -17,11 +17,10 @@ from importlib.metadata import version
 from inspect import getsource
 from pathlib import Path
 
-from hdl import commandline
+from hdl import commandline, floorplan
 from hdl.config import FORMATS, DeviceConfig, EngineConfig
 from hdl.errors import ArgumentError, BuildError
 from hdl.estimate import estimate
-from hdl.floorplan import fix_block_rams, is_full, places
 from hdl.protocol import BAUDS
 from hdl.registers import REGISTERS
 from hdl.synthesis import cache_root, free_carries, ignore_input, run, tool, tool_version
@@ -157,8 +156,8 @@ def _ecp5(commands, work, steps, config):
             _run(command, work)
             if title == "synthesise":
                 free_carries(work / "top.json")
-                if is_full(config.engine):
-                    fix_block_rams(work / "top.json", config.engine)
+                if floorplan.is_full(config.engine):
+                    floorplan.fix_block_rams(work / "top.json", config.engine)
     found = json.loads((work / "timing.json").read_text())
     used = {cell: n["used"] for cell, n in found["utilization"].items()}
     # `clk` is the core's; the PLL's own, which clocks two registers, is never the slower.
@@ -274,8 +273,7 @@ def build(board, config, *, seed=1, out=None, allow_timing_fail=False, steps=Non
     tools = _tools(board)
     digest = _digest(files, tools)
     # Another version of what follows may build or report otherwise.
-    flow = (describe, ignore_input, free_carries, fix_block_rams, places, _ecp5, _xilinx7,
-            _vivado_reports)
+    flow = (describe, ignore_input, free_carries, floorplan, _ecp5, _xilinx7, _vivado_reports)
     home = cache_root() / "build" / f"{board.name}-{_digest(digest, *map(getsource, flow))}"
     if not (home / "report.json").exists():
         home.parent.mkdir(parents=True, exist_ok=True)

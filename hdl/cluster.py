@@ -13,17 +13,21 @@ from hdl.beat import Flow
 from hdl.parts import Multiplier, delay
 from hdl.token_scale import FACTOR_BITS, SHIFT_BASE, SHIFT_STEP, SHIFTS, factor
 
-__all__ = ["INDEX_BITS", "Boundaries", "Cluster"]
+__all__ = ["INDEX_BITS", "NEVER", "Cluster", "boundaries"]
 
 INDEX_BITS = 4
 BOUNDARY_BITS = 10
 """Of sums of two int8 centroids, with room for one that no element reaches."""
 NEVER = 2**(BOUNDARY_BITS - 1) - 1
+"""A boundary above every element: these saturate at 255."""
 _REACH = 9      # bits of a normalised element, saturated: less than NEVER
 
 
-def Boundaries():
-    """Sums of neighbouring centroids, increasing; those that there are not are :data:`NEVER`."""
+def boundaries():
+    """Layout of 15 signed 10-bit sums of neighbouring centroids, increasing.
+
+    Those that there are not, of a codebook of fewer than 16 centroids, are :data:`NEVER`.
+    """
     return data.ArrayLayout(signed(BOUNDARY_BITS), 2**INDEX_BITS - 1)
 
 
@@ -36,16 +40,18 @@ class Cluster(wiring.Component):
     Parameters
     ----------
     lanes : int
+        Elements per cycle, a multiplier each.
     reach : int
-        Bits of `half_units`, beyond which an element saturates.
+        Bits of `half_units`, 9 or more, beyond which an element saturates: 9 for the index alone,
+        19 for the value of an outlier.
     family : str
 
     Members
     -------
     i : In(Flow of {elements: lanes signed(16), scale: factor})
-    boundaries : In(Boundaries)
+    boundaries : In(boundaries)
     o : Out(Flow of lanes {index, half_units})
-        The element in half units, rounded down.
+        A 4-bit index, and the element in signed half units, rounded down.
     """
 
     LATENCY = Multiplier.LATENCY + 1 + INDEX_BITS
@@ -57,7 +63,7 @@ class Cluster(wiring.Component):
         super().__init__({
             "i": In(Flow(data.StructLayout({
                 "elements": data.ArrayLayout(signed(16), lanes), "scale": factor()}))),
-            "boundaries": In(Boundaries()),
+            "boundaries": In(boundaries()),
             "o": Out(Flow(data.ArrayLayout(data.StructLayout(
                 {"index": INDEX_BITS, "half_units": signed(reach)}), lanes)))})
 
@@ -70,7 +76,8 @@ class Cluster(wiring.Component):
                 16, FACTOR_BITS + 1, self.family)
             m.d.comb += [multiplier.a.eq(element), multiplier.b.eq(scale.factor)]
             value = _saturated(m, multiplier.o, shift, _REACH, n)
-            whole = _saturated(m, multiplier.o, shift, self.reach, n)
+            whole = value if self.reach == _REACH else \
+                _saturated(m, multiplier.o, shift, self.reach, n)
             # From the middle boundary down to those of single centroids.
             index = None
             for level in range(INDEX_BITS):

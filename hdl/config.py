@@ -485,7 +485,10 @@ class DeviceConfig:
 
 
 def engine_of(identity):
-    """The engine that a device describes in its registers; the inverse of ``identity``."""
+    """The engine that a device describes in its registers, as far as hosts need it.
+
+    All but `scaler_dsps`, which no register has.
+    """
     form, array, buffers = identity["FORMAT"], identity["ARRAY"], identity["BUFFERS"]
     return EngineConfig(
         format=FORMATS[form & 15], family=FAMILIES[form >> 4 & 15], v=form >> 12 & 15,

@@ -3,8 +3,8 @@
 A placer with hardly a free site left scatters block RAMs over the chip, and their wires are then
 too long to route.  So their places are fixed here: tables in the order of their lanes, so that
 those of a scale point, whose entries meet in a tree, are neighbours; the memory in a row of its
-own, each block near the tables whose codes it holds.  The memory's row has twice as many wires as
-one of tables, so it is not the middle one of the chip.  The rest is the placer's.
+own, each block near the tables whose codes it holds.  Wires are densest at the row of the memory,
+so that is not the one in the middle of the chip, which control and store cross.
 """
 
 import json
@@ -33,7 +33,18 @@ def is_full(engine):
 
 
 def places(engine):
-    """Sites of the block RAMs of tables and memory: ``{pattern of a cell's name: site}``."""
+    """Sites of the block RAMs of tables and memory.
+
+    Parameters
+    ----------
+    engine : EngineConfig
+        One for which :func:`is_full` holds.
+
+    Returns
+    -------
+    dict
+        Regular expression of a cell's name -> site, as nextpnr names it.
+    """
     tables = engine.blocks * BLOCK // engine.v
     found, along = {}, []
     for i in range(tables):

@@ -199,7 +199,7 @@ def simulator_rows(progress):
     import sim.golden
 
     transport = SimTransport(config, progress=progress)
-    verilated = rate(transport, transport.library.cycle)
+    verilated = rate(transport, transport.model.cycle)
     progress("Amaranth's simulator")
     line = AmaranthStream(config)
     python = rate(Client(line), lambda: line.cycle)

@@ -195,7 +195,7 @@ def run_jobs(title, jobs):
     """Results of jobs, in order; they run side by side, the longest first."""
     lock = threading.Lock()
     running = {}
-    simulated = lambda device: device.transport.library.cycle()
+    simulated = lambda device: device.transport.model.cycle()
 
     def work(job):
         with host.open(job.url) as device:
@@ -204,7 +204,7 @@ def run_jobs(title, jobs):
             try:
                 return job.run(device)
             finally:
-                with lock:      # its library is asked for cycles only before it is closed
+                with lock:      # its model is asked for cycles only before it is closed
                     del running[device]
                     finished.append(job)
 

@@ -9,7 +9,7 @@ from hdl.errors import ArgumentError, ConfigError, FileError, LinkTimeout
 from hdl.protocol import BAUDS
 from hdl.registers import Space
 from host.link import ByteStream, Client, Transport
-from sim.library import Library
+from sim.model import Model
 from sim.verilate import build
 
 __all__ = ["MEMORIES", "SimTransport", "default_engine", "open_sim"]
@@ -44,24 +44,24 @@ def default_engine(format="bitserial", **fields: Any) -> dict[str, Any]:
 class SimStream(ByteStream):
     """The bytes of the simulated device's link; waiting steps the simulation."""
 
-    def __init__(self, library, name, baud=None):
-        self._library = library
+    def __init__(self, model, name, baud=None):
+        self._model = model
         self.name = name
         self.baud = baud
 
     def send(self, data):
         data = bytes(data)
-        self._library.send(data, len(data))
+        self._model.send(data, len(data))
 
     def receive(self, max_bytes, timeout):
-        cycles = max(1000, int(timeout * self._library.config.clock_hz))
-        return self._library.receive_bytes(max_bytes, cycles)
+        cycles = max(1000, int(timeout * self._model.config.clock_hz))
+        return self._model.receive_bytes(max_bytes, cycles)
 
     def time(self):
-        return self._library.cycle() / self._library.config.clock_hz
+        return self._model.cycle() / self._model.config.clock_hz
 
     def flush_input(self):
-        self._library.flush()
+        self._model.flush()
 
     def close(self):
         pass
@@ -97,16 +97,16 @@ class SimTransport(Transport):
         self.direct = direct and config.memory == "port"
         self.latency = latency
         self.progress = progress
-        self.library: Any = None
+        self.model: Any = None
         self._start(config)
 
     def _start(self, config):
         """Become the device of a configuration; what was before stays until that is built."""
         path = build(config, trace=self.trace is not None, progress=self.progress)
-        before = self.library
+        before = self.model
         if before is not None and self.trace is not None:
             before.close()      # two cannot write one file
-        library = Library(path, config, self.trace)
+        model = Model(path, config, self.trace)
         if config.memory == "port":
             latency, rate, every, pause = MEMORIES[self.memory]
             hz = config.clock_hz
@@ -114,13 +114,13 @@ class SimTransport(Transport):
             cost = 0 if rate is None else beat * hz / rate
             write = 0 if rate is None else config.engine.beat_bytes * hz / rate
             cycles = math.ceil(latency * hz) if self.latency is None else self.latency
-            library.memory(cycles, cost, write, every * hz, pause * hz, 256)
+            model.memory(cycles, cost, write, every * hz, pause * hz, 256)
         baud = None
         if config.link == "uart":
             baud = BAUDS[0]
-            library.bit_cycles(config.clock_hz / baud)
-        client = Client(SimStream(library, self.name, baud))
-        self.config, self.library, self._client = config, library, client
+            model.bit_cycles(config.clock_hz / baud)
+        client = Client(SimStream(model, self.name, baud))
+        self.config, self.model, self._client = config, model, client
         if before is not None:
             before.close()
 
@@ -160,9 +160,9 @@ class SimTransport(Transport):
         space, offset = address >> 62, address & (1 << 62) - 1
         if not self.direct or space == Space.REGISTERS:
             return None
-        library = self.library
+        model = self.model
         if space == Space.MEMORY:
-            flat = library.data.reshape(-1)
+            flat = model.data.reshape(-1)
             if offset + nbytes <= flat.size:
                 return flat[offset:offset + nbytes]
         return None
@@ -188,7 +188,7 @@ class SimTransport(Transport):
         stride = self.config.side_stride
         first, rest = divmod(offset, stride)
         rows = np.frombuffer(data, np.uint32).reshape(-1, stride // 4)
-        side = self.library.side
+        side = self.model.side
         if rest or first + len(rows) > len(side):
             raise ArgumentError(f"sidebands of beats {first}..{first + len(rows)} are not in the "
                                 f"memory of {len(side)} beats")
@@ -197,12 +197,12 @@ class SimTransport(Transport):
     def wait(self, timeout):
         """Step until the program ends; `timeout` is in seconds of simulated time."""
         limit = int((60 if timeout is None else timeout) * self.config.clock_hz)
-        if self.library.run(limit):
+        if self.model.run(limit):
             raise LinkTimeout(f"{self.name} still runs its program after {limit} cycles")
 
     def close(self):
         self._client.close()
-        self.library.close()
+        self.model.close()
 
 
 def open_sim(url, *, progress=None):

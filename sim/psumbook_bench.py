@@ -25,7 +25,9 @@ def core_rows(progress):
     from hdl.core import Core
 
     cases = [("m2v8", engine(v=8, lanes=64, builders=4), 2, 10.0, 180),
-             ("m2v8", engine(v=8, lanes=128, builders=8), 2, 10.0, 180)]
+             ("m2v8", engine(v=8, lanes=128, builders=8), 2, 10.0, 180),
+             ("m2v8, two rows", engine(v=8, lanes=64, rows=2, builders=4), 2, 10.0, 180),
+             ("m1v4", engine(v=4, lanes=64, builders=8), 1, None, None)]
     rows = []
     for name, config, codebooks, comb_limit, clock_limit in cases:
         from_routing = routed(Core(config), f"core {name}", progress, mhz=180)

@@ -16,8 +16,11 @@ PAIRS, QUADS = LANES // 2, LANES // 4
 
 
 def leaf_word():
-    """What a tree keeps of a beat: who won its matches (0 the first of the two), round after
-    round, and which leaves have not been popped."""
+    """What a tree keeps of a beat, 15 bits.
+
+    Who won its matches, round after round (0: the first of the two), and which leaves have not been
+    popped.
+    """
     return data.StructLayout({"pairs": PAIRS, "quads": QUADS, "top": 1, "alive": LANES})
 
 

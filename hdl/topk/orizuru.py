@@ -32,7 +32,7 @@ class Orizuru(wiring.Component):
     first in the order of ``index ^ 1``, since two leaves share their comparison with the other
     tree.  An element of both is given out once.
 
-    Takes a beat per cycle, then about two cycles per beat to finish the trees, then some
+    Takes a beat per cycle, then as many cycles again and up to fifty to finish the trees, then
     ``17 + levels`` per element.  No back-pressure on either side.
 
     Parameters

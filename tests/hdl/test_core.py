@@ -20,7 +20,7 @@ ENGINES = {
 
 
 def stalls(device, seed, reads, room):
-    device.transport.library.stalls(seed, reads, room)
+    device.transport.model.stalls(seed, reads, room)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

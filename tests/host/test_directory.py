@@ -59,7 +59,7 @@ class Board(Transport):
 
     def directory(self):
         """The directory as it lies in the memory."""
-        return self.inner.library.data.reshape(-1)[-1024:]
+        return self.inner.model.data.reshape(-1)[-1024:]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def simulated():
 
 @pytest.fixture
 def board(simulated):
-    simulated.inner.library.data[:] = 0xA5
+    simulated.inner.model.data[:] = 0xA5
     simulated.fail_after = None
     return simulated
 
@@ -182,7 +182,7 @@ def test_other_build_is_ignored(board, monkeypatch):
 def test_overwritten_image_is_sent_again(board):
     """By something that knows of no directories."""
     once = load(board, 0, 1)
-    board.inner.library.data[:30] = 0x5A
+    board.inner.model.data[:30] = 0x5A
     assert load(board, 0, 1) == once // 2
     assert load(board, 0, 1) == 0
 
@@ -201,7 +201,7 @@ def test_interrupted_upload_leaves_no_entry(board):
     once = load(board, 0)
     total = sum(board.sent.values())
     for fail_after in (0, 100, once // 2, once, total - 1):
-        board.inner.library.data[:] = 0
+        board.inner.model.data[:] = 0
         assert load(board, 1) == once
         with board.host() as device:
             before = device.memory.largest()
@@ -212,7 +212,7 @@ def test_interrupted_upload_leaves_no_entry(board):
             device.forget()
             assert device.memory.largest() >= before, "the memory was given back"
             check(device.load(matrix(0)))       # the same host goes on
-        board.inner.library.data[:] = 0
+        board.inner.model.data[:] = 0
         with board.host() as device:
             board.fail_after = fail_after
             with pytest.raises(host.LinkError):

@@ -262,7 +262,7 @@ class TestJobs:
 
     def test_progress_is_shown_on_a_terminal(self, capsys, monkeypatch):
         monkeypatch.setenv("FORCE_COLOR", "1")      # rich then takes stderr for a terminal
-        run = lambda device: device.transport.library.step(300_000)
+        run = lambda device: device.transport.model.step(300_000)
         demo.run_jobs("working", [demo.Job(demo.QUICK.engines[1], 300_000, run)])
         err = capsys.readouterr().err
         assert "working" in err and "%" in err

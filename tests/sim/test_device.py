@@ -198,7 +198,7 @@ def test_soft_reset_in_mid_program(devices):
     transport = device.transport
     wait = transport.wait
     for cycles in (1, 7, 30, 60, 100, 300, 700, 1500):
-        transport.wait = lambda timeout, cycles=cycles: transport.library.step(cycles)
+        transport.wait = lambda timeout, cycles=cycles: transport.model.step(cycles)
         try:
             layer.integers(x)
         except host.ProgramError:
@@ -249,7 +249,7 @@ def test_waves(tmp_path):
              "&counters=0&memory_mib=1")
     with host.open(f"sim:?{small}&trace={path}") as device:
         check(device, np.random.default_rng(0), 8, 30, 1, None)
-        cycles = device.transport.library.cycle()
+        cycles = device.transport.model.cycle()
     header, end, changes = path.read_text().partition("$enddefinitions $end")
     assert end and cycles > 1000
     assert {"top", "bridge", "core", "control"} <= set(re.findall(r"\$scope module (\S+)", header))

@@ -21,11 +21,11 @@ def test_ten_thousand_faults(capsys):
     rng = random.Random(1)
     with host.open(SMALL) as device:
         transport = device.transport
-        library = transport.library
-        line = NoisyStream(SimStream(library, "sim:"), rate=0.3, seed=2)
+        model = transport.model
+        line = NoisyStream(SimStream(model, "sim:"), rate=0.3, seed=2)
         client = Client(line, retries=100, timeout=2e-5)
         expected = {}
-        writes, before = 0, library.writes()
+        writes, before = 0, model.writes()
         while line.faults.total() < 10_000:
             # Few addresses, so that a write that is applied late is seen.
             address = 4 * rng.randrange(60)
@@ -41,11 +41,11 @@ def test_ten_thousand_faults(capsys):
                 assert found.tolist() == [expected.get(a, 0) for a in span]
         s = client.statistics
         with capsys.disabled():
-            print(f"\n{line.faults.total()} faults, {library.cycle()} cycles, {s}")
-        memory = library.data.reshape(-1).view("<u4")
+            print(f"\n{line.faults.total()} faults, {model.cycle()} cycles, {s}")
+        memory = model.data.reshape(-1).view("<u4")
         assert {4 * i: v for i, v in enumerate(memory[:100].tolist()) if v or 4 * i in expected} \
             == expected
-        assert library.writes() - before == writes
+        assert model.writes() - before == writes
         assert s.sessions == 1
         assert s.timeouts and s.naks and s.damaged and s.stale
         assert set(line.faults) == {(d, k) for d in ("to device", "to host") for k in line.KINDS}

@@ -1,4 +1,4 @@
-"""The simulated device's shared library, as Python sees it."""
+"""The Verilated model of a device, in its shared library, as Python sees it."""
 
 import ctypes
 from ctypes import c_char_p, c_double, c_int, c_uint, c_uint64, c_void_p
@@ -8,7 +8,7 @@ import numpy as np
 
 from hdl.config import DeviceConfig
 
-__all__ = ["Library"]
+__all__ = ["Model"]
 
 _SIGNATURES = {
     "lutra_open": (c_void_p, c_uint64, c_char_p),
@@ -29,13 +29,13 @@ _SIGNATURES = {
 }
 
 
-class Library:
+class Model:
     """One running simulated device.
 
     Parameters
     ----------
     path : Path
-        The library that :func:`sim.verilate.build` made for `config`.
+        The shared library that :func:`sim.verilate.build` made for `config`.
     config : DeviceConfig
     trace : path or None
         Where to write waveforms (VCD); the library must have been built for it.
@@ -67,7 +67,7 @@ class Library:
         return np.frombuffer((ctypes.c_char * size).from_address(pointer), dtype).reshape(shape)
 
     def __getattr__(self, name):
-        """``library.step(10)`` calls ``lutra_step`` on this device."""
+        """``model.step(10)`` calls ``lutra_step`` on this device."""
         if self._handle is None:
             raise ValueError("the simulated device is closed")
         function = getattr(self._lib, f"lutra_{name}")
