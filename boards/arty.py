@@ -4,7 +4,7 @@ from functools import partial
 
 from amaranth_boards.arty_a7 import ArtyA7_35Platform, ArtyA7_100Platform
 
-from boards.board import Board, Size, psumbook_engine
+from boards.board import Board, Size, kmeans_engine, psumbook_engine
 from boards.clock import XILINX7, add_xilinx7_clock
 from hdl.config import EngineConfig
 
@@ -18,6 +18,10 @@ _psumbook = partial(psumbook_engine, family="xilinx7")
 _TINY_PSUMBOOK = Size(
     engine=_psumbook(v=4, lanes=32, b=4, builders=2, block_ram_blocks=0, scale_points=1,
                      epilogue=False, n_tile=64, activation_bytes=1024),
+    memory_bytes=16 * 1024)
+_kmeans = partial(kmeans_engine, family="xilinx7")
+_TINY_KMEANS = Size(
+    engine=_kmeans(v=2, lanes=16, builders=4, n_tile=64, activation_bytes=2048),
     memory_bytes=16 * 1024)
 
 
@@ -42,6 +46,12 @@ ARTY_A7_35 = _board(
                         memory_bytes=32 * 1024),
         "max": Size(engine=_psumbook(v=8, lanes=32, rows=2, builders=4, n_tile=2048),
                     memory_bytes=32 * 1024),
+    }, "kmeans": {
+        "tiny": _TINY_KMEANS,
+        "default": Size(engine=_kmeans(v=2, lanes=32, builders=8, n_tile=2048,
+                                       activation_bytes=4096), memory_bytes=32 * 1024),
+        "max": Size(engine=_kmeans(v=4, lanes=32, builders=8, n_tile=2048,
+                                   activation_bytes=4096), memory_bytes=32 * 1024),
     }})
 
 ARTY_A7_100 = _board(
@@ -58,4 +68,8 @@ ARTY_A7_100 = _board(
         "tiny": _TINY_PSUMBOOK,
         "default": Size(engine=_psumbook(v=8, lanes=64, builders=4), memory_bytes=64 * 1024),
         "max": Size(engine=_psumbook(v=8, lanes=128, rows=2, builders=8), memory_bytes=64 * 1024),
+    }, "kmeans": {
+        "tiny": _TINY_KMEANS,
+        "default": Size(engine=_kmeans(v=2, lanes=64, builders=8), memory_bytes=64 * 1024),
+        "max": Size(engine=_kmeans(v=2, lanes=128, builders=16), memory_bytes=64 * 1024),
     }})

@@ -11,7 +11,7 @@ from boards.clock import Limits, solve
 from hdl.config import BLOCK, DeviceConfig, EngineConfig
 from hdl.top import Top
 
-__all__ = ["Board", "Design", "Size", "psumbook_engine"]
+__all__ = ["Board", "Design", "Size", "kmeans_engine", "psumbook_engine"]
 
 _CONSTRAINTS = Path(__file__).parents[1] / "constraints"
 
@@ -41,6 +41,14 @@ def psumbook_engine(*, v, lanes, b=8, **fields):
         **dict(format="psumbook", v=v, b=b, lanes=lanes, activation_bits=8, zero_points=False,
                scale_points=max(1, v * lanes // 128), block_ram_blocks=v * lanes // BLOCK,
                n_tile=4096, activation_bytes=8192), **fields})
+
+
+def kmeans_engine(*, v, lanes, b=8, **fields):
+    """An engine for K-means indexes: tables in block RAM, tokens of up to 4096 elements."""
+    return EngineConfig(**{
+        **dict(format="kmeans", v=v, b=b, lanes=lanes, zero_points=False, epilogue=False,
+               scale_points=1, block_ram_blocks=v * lanes // BLOCK, n_tile=4096,
+               activation_bytes=8192), **fields})
 
 
 @dataclass(frozen=True, kw_only=True)

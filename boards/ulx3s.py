@@ -4,13 +4,14 @@ from functools import partial
 
 from amaranth_boards.ulx3s import ULX3S_85F_Platform
 
-from boards.board import Board, Size, psumbook_engine
+from boards.board import Board, Size, kmeans_engine, psumbook_engine
 from boards.clock import ECP5, add_ecp5_clock
 from hdl.config import EngineConfig
 
 __all__ = ["ULX3S"]
 
 psumbook = partial(psumbook_engine, family="ecp5")
+kmeans = partial(kmeans_engine, family="ecp5")
 
 ULX3S = Board(
     name="ulx3s", title="Radiona ULX3S (85F)", device="LFE5U-85F-6BG381C",
@@ -41,4 +42,12 @@ ULX3S = Board(
         "max": Size(engine=psumbook(v=8, lanes=128, rows=2, builders=8, scaler_dsps=1,
                                     activation_bytes=4096),
                     memory_bytes=64 * 1024, clock_hz=80_000_000),
+    }, "kmeans": {
+        "tiny": Size(
+            engine=kmeans(v=2, lanes=16, builders=4, n_tile=64, activation_bytes=2048),
+            memory_bytes=16 * 1024),
+        "default": Size(engine=kmeans(v=2, lanes=64, builders=8), memory_bytes=64 * 1024,
+                        clock_hz=80_000_000),
+        "max": Size(engine=kmeans(v=2, lanes=128, builders=16), memory_bytes=64 * 1024,
+                    clock_hz=80_000_000),
     }})

@@ -55,9 +55,10 @@ def boards_table():
             f"{report[name]:,.0f} {name.upper()} ({report[name] / most:.0%})"
             for name, most in report["available"].items())
         reached = report["fmax_mhz"]
+        bits = f" (W{engine['b'] // engine['v']})" if engine["format"] == "kmeans" else ""
         clock = f"{report['clock_hz'] / 1e6:.0f} ({f'{reached:.0f}' if reached else 'unknown'})"
         return [name, f"{engine['lanes']} x {engine['rows']}", clock,
-                f"{report['macs_w2']:,.0f}", f"{report['gops_w2']:,.0f}",
+                f"{report['macs_w2']:,.0f}{bits}", f"{report['gops_w2']:,.0f}",
                 f"{memory['bytes'] // 1024} KiB, {memory['bytes_per_second'] / 1e9:.1f} GB/s",
                 f"{report['link']['baud'] / 1e6:g} Mbaud", area]
 
@@ -161,6 +162,34 @@ def psumbook_arrays_table():
                     r["hides_from_n"] or ""] for r in _bench("psumbook-arrays")])
 
 
+def kmeans_utilization_table():
+    """Markdown of the kmeans engine's utilisation."""
+    return _table(["weights", "M x N x K", "engine", "outliers per token", "cycles",
+                   "utilisation", "cycles over those without", "at least, at most"],
+                  [[r["weights"], f"{r['M']} x {r['N']} x {r['K']}", r["engine"], r["outliers"],
+                    f"{r['cycles']:,}", f"{r['utilization']:.3f}",
+                    "" if r["times"] is None else f"{r['times']:.3f}",
+                    "" if r["limit"] is None else
+                    f"{r['limit']}, {r['times_limit']}{_verdict(r)}"]
+                   for r in _bench("kmeans-utilization")])
+
+
+def kmeans_error_table():
+    """Markdown of the output errors with heavy-tailed tokens."""
+    return _table(["quantiser", "output error", "that of kmeans over it", "at most"],
+                  [[r["quantiser"], f"{r['error']:.4f}", f"{r['kmeans_share']:.3f}",
+                    "" if r["limit"] is None else f"{r['limit']:.2f}{_verdict(r)}"]
+                   for r in _bench("kmeans-error")])
+
+
+def kmeans_token_table():
+    """Markdown of the token scale against an oracle."""
+    return _table(["K", "largest element", "output error over the best scale's", "at most"],
+                  [[r["K"], f"{r['huge_element']} times the mean" if r["huge_element"] else
+                    "as it comes", f"{r['error_over_best']:.4f}",
+                    f"{r['limit']}{_verdict(r)}"] for r in _bench("kmeans-token")])
+
+
 def sweep_table():
     """Markdown of the Pareto front of the psumbook sweep."""
     return _table(["m", "v", "b", "g", "bits in all", "error / variance", "cycles",
@@ -209,6 +238,8 @@ TABLES = {"boards": boards_table, "core": core_table, "arrays": arrays_table,
           "memory": memory_table, "utilization": utilization_table, "bandwidth": bandwidth_table,
           "psumbook-utilization": psumbook_utilization_table,
           "psumbook-core": psumbook_core_table, "psumbook-arrays": psumbook_arrays_table,
+          "kmeans-utilization": kmeans_utilization_table,
+          "kmeans-error": kmeans_error_table, "kmeans-token": kmeans_token_table,
           "sweep": sweep_table,
           "quantizer-error": error_table, "quantizer-outputs": outputs_table,
           "simulator": simulator_table}

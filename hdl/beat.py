@@ -88,11 +88,6 @@ def write_request(config):
                               "mask": config.beat_bytes // 4})
 
 
-def side_words(config):
-    """32-bit words of a beat's sideband."""
-    return -(-config.side_bits // 32)
-
-
 class MemorySignature(wiring.Signature):
     """The internal memory port, seen from the engine.
 
@@ -123,7 +118,7 @@ class MemorySignature(wiring.Signature):
             "response": In(stream.Signature(read_response(config))),
             "write": Out(Flow(write_request(config))),
             "side_write": Out(Flow(data.StructLayout({
-                "address": config.address_bits, "data": 32, "mask": side_words(config)}))),
+                "address": config.address_bits, "data": 32, "mask": config.side_words}))),
             "read_room": In(1), "write_room": In(1), "idle": In(1), "fault": In(1),
         })
 

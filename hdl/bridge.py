@@ -4,7 +4,7 @@ from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hdl.beat import Client, MemorySignature, side_words
+from hdl.beat import Client, MemorySignature
 from hdl.link.endpoint import BusRequest, BusResponse
 from hdl.protocol import Status as BusStatus
 from hdl.registers import COUNTER_BITS, COUNTERS, REGISTERS, Error, Space, Status
@@ -66,7 +66,7 @@ class Bridge(wiring.Component):
         engine = self.config.engine
         address = self.i.p.address
         beat_bits = (engine.beat_bytes - 1).bit_length()
-        stride_bits = (self.config.side_stride - 1).bit_length()
+        stride_bits = max(3, self.config.engine.side_stride - 1).bit_length()
         memory_beat = address[beat_bits:beat_bits + engine.address_bits]
         side_beat = address[stride_bits:stride_bits + engine.address_bits]
         space = address[62:]
@@ -83,7 +83,7 @@ class Bridge(wiring.Component):
             with m.Case(Space.SIDEBAND):
                 word = address[2:stride_bits] if stride_bits > 2 else Const(0, 1)
                 m.d.sync += legal.eq((address[stride_bits:62] < limit)
-                                     & (word < side_words(engine)))
+                                     & (word < engine.side_words))
 
         state, registers = self._registers()
         m.d.comb += state.eq(Status.IDLE)
@@ -130,7 +130,7 @@ class Bridge(wiring.Component):
             m.d.sync += pending.eq(0)
 
         word_offset = Signal(range(max(2, engine.beat_bytes // 4)))
-        side_offset = Signal(range(max(2, side_words(engine))))
+        side_offset = Signal(range(max(2, engine.side_words)))
         # Writes leave from registers.  The engine's go first; they are short.
         from_side = Signal()
         word = Signal(32)
@@ -141,7 +141,7 @@ class Bridge(wiring.Component):
             write.payload.eq(self.engine.write.payload),
             side_write.valid.eq(link_write & from_side), side_write.payload.address.eq(held),
             side_write.payload.data.eq(word),
-            side_write.payload.mask.eq(Const(1, side_words(engine)) << side_offset)]
+            side_write.payload.mask.eq(Const(1, max(1, engine.side_words)) << side_offset)]
         with m.If(link_write):
             m.d.sync += [
                 storing.eq(0), write.payload.address.eq(held),
@@ -186,7 +186,7 @@ class Bridge(wiring.Component):
         picked, side_picked = Signal(32), Signal(32)
         arrived = Signal()
         words = Array(response.p.data[32 * i:32 * i + 32] for i in range(engine.beat_bytes // 4))
-        sides = Array(response.p.side[32 * i:32 * i + 32] for i in range(side_words(engine)))
+        sides = Array(response.p.side[32 * i:32 * i + 32] for i in range(max(1, engine.side_words)))
         m.d.sync += [picked.eq(words[word_offset]), side_picked.eq(sides[side_offset]),
                      arrived.eq(response.valid & (response.p.tag.client == Client.LINK))]
         with m.If(reading):

@@ -216,13 +216,16 @@ _FLOWS = {"ecp5": _ecp5, "xilinx7": _xilinx7}
 def describe(board, config):
     """What is known of a build before it: board, engine, peak rates, memory, link.
 
-    ``macs_w2`` are multiply-accumulates per cycle at two code bits per weight; ``gops_w2`` counts
-    a multiplication and an addition as two operations.
+    ``macs_w2`` are multiply-accumulates per cycle at two code bits per weight, or of ``kmeans`` at
+    those of the engine; ``gops_w2`` counts a multiplication and an addition as two operations.
     """
     engine = config.engine
     if engine.format == "bitserial":
         peak = {f"W{bits}": engine.peak_macs(bits) for bits in (1, 2, 4, 8)}
         per_weight = 2
+    elif engine.format == "kmeans":
+        peak = {f"W{engine.b // engine.v}": engine.peak_macs()}
+        per_weight = 1
     else:
         peak = {f"m{codebooks}": engine.peak_macs(codebooks) for codebooks in (1, 2, 3, 4)}
         per_weight = 2 * engine.v / engine.b    # codebooks of two code bits per weight

@@ -1,6 +1,6 @@
 """Building tables: what a format brings, its walk and its builders.
 
-Walks are the control (:mod:`hdl.walk`), builders the data path, per row: bytes of the activation
+Walks are the control (:mod:`hdl.walk`), builders the data path, per row: activations from the
 buffers in, one entry per builder and cycle out.  :class:`hdl.prepare.Prepare` starts the walk,
 :class:`hdl.rows.Rows` holds the builders, and neither knows the format.
 """
@@ -13,9 +13,9 @@ __all__ = ["builder", "walker"]
 
 def walker(config):
     """The walk of the engine's format."""
-    return {"bitserial": SignedSumWalk, "psumbook": CentroidWalk}[config.format](config)
+    return (SignedSumWalk if config.format == "bitserial" else CentroidWalk)(config)
 
 
 def builder(config):
     """The builders of the engine's format, for one row."""
-    return {"bitserial": SignedSumBuilder, "psumbook": CentroidBuilder}[config.format](config)
+    return (SignedSumBuilder if config.format == "bitserial" else CentroidBuilder)(config)

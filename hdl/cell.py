@@ -38,7 +38,9 @@ class Timing:
         lanes = [len(point_lanes(config, t)) for t in range(config.scale_points)]
         self.tables = table_latency(config)
         self.zero = self.tables + tree_levels(max(lanes))
-        self.column = self.zero + 1 + scaler(config)[0].LATENCY + tree_levels(config.scale_points)
+        self.column = self.zero
+        if config.scaled:
+            self.column += 1 + scaler(config)[0].LATENCY + tree_levels(config.scale_points)
         self.result = self.column + 2
         self.address = self.column - 1 - BlockRAM.LATENCY
         """The accumulator's read address is registered here: output register, then operand."""
@@ -116,7 +118,6 @@ class Cell(wiring.Component):
         timing = Timing(config)
 
         lanes = self.lanes
-        kind, options = scaler(config)
         products = []
         for t in range(config.scale_points):
             chosen = point_lanes(config, t)
@@ -145,6 +146,10 @@ class Cell(wiring.Component):
                     width=config.group_bits, family=family))
             else:       # no signs
                 m.d.comb += group_sum.eq(total)
+            if not config.scaled:
+                products.append((group_sum, config.group_max))
+                continue
+            kind, options = scaler(config)
             m.submodules[f"multiplier_{t}"] = multiplier = kind(
                 config.group_bits, SCALE_BITS + 1, family, **options)
             # A register of its own: the multiplier may be far away.
@@ -176,7 +181,7 @@ class Cell(wiring.Component):
             m.d.sync += old.eq(0)
         with m.Else():
             m.d.sync += old.eq(ram.read_data)
-        if config.activation_bits == 16:
+        if config.byte_passes:
             new = add_select(m, old, column, column << 8, self.high,
                              width=config.accumulator_bits, family=family)
         else:

@@ -1,16 +1,20 @@
-"""Table builders of the psumbook format: products of centroids and a chunk of activations.
+"""Table builders of the psumbook and kmeans formats: products of centroids and activations.
 
 The table of a chunk x[0..v-1] holds ``<C[i], x>`` for every centroid i of one codebook (CodeGEMM,
 section 3, Psumbook construction).  One centroid per cycle goes to all builders of all rows; each
 multiplies it by the chunk that it holds.  So the codebook has one read port, however many lanes
 and rows there are, and every entry is computed once.
+
+Indexes of ``kmeans`` weights are codes of the same kind: those of a chunk name one of all tuples of
+the matrix's centroids, so that a table holds the sums of products for every tuple (KLLM's products
+of one activation, for `v` of them).
 """
 
 from amaranth.hdl import Cat, Module, Signal, signed
-from amaranth.lib import wiring
+from amaranth.lib import data, wiring
 
-from hdl.config import ACTIVATION_MAX, CENTROID_MAX, bits_for
-from hdl.parts import ByteRAM, Multiplier, add, delay
+from hdl.config import bits_for
+from hdl.parts import Multiplier, WordRAM, add, delay
 from hdl.walk import builder_members, walk_members
 
 __all__ = ["CentroidBuilder", "CentroidWalk"]
@@ -34,7 +38,7 @@ class CentroidWalk(wiring.Component):
         v, b = config.v, config.b
         groups = len(config.lane_groups)
         served = config.builders // config.buffers      # builders of a buffer
-        reading = v * served                            # bytes of a lane group in each
+        reading = v * served                            # activations of a lane group in each
         byte_bits = (reading * groups - 1).bit_length()
 
         # Where in the walk: the entry of the lane group.
@@ -62,13 +66,13 @@ class CentroidWalk(wiring.Component):
                        for s in range(served))]
         m.d.comb += [
             self.walk.read_address.eq(Cat(place, self.tile)),
-            self.walk.step.shift.eq(delay(m, reads, ByteRAM.LATENCY, name="shift",
+            self.walk.step.shift.eq(delay(m, reads, WordRAM.LATENCY, name="shift",
                                           resettable=True))]
 
         # When the last byte is there the sweep over the centroids begins.
         # Registers before and behind the codebook: the multipliers may be far away.
         ways = 1, 2
-        to_builders = ways[0] + ByteRAM.LATENCY + ways[1]
+        to_builders = ways[0] + WordRAM.LATENCY + ways[1]
         until = reading + 1 + to_builders + CentroidBuilder.latency(config)
         started = Signal(until)     # so many cycles ago, plus one
         m.d.sync += started.eq(Cat(self.start, started))
@@ -81,7 +85,7 @@ class CentroidWalk(wiring.Component):
             delay(m, centroid == 0, to_builders, name="capture"))
         address = delay(m, Cat(centroid, codebook), ways[0], name="address")
         for t in range(v):
-            m.submodules[f"codebook_{t}"] = ram = ByteRAM(2**config.codebook_word_bits,
+            m.submodules[f"codebook_{t}"] = ram = WordRAM(2**config.codebook_word_bits,
                                                           config.family)
             m.d.comb += [
                 ram.write_address.eq(self.word), ram.write_enable.eq(self.load),
@@ -126,28 +130,28 @@ class CentroidBuilder(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        v, family = self.config.v, self.config.family
+        v, family, width = self.config.v, self.config.family, self.config.value_bits
+        words = data.View(data.ArrayLayout(width, self.config.buffers), self.word)
         for b in range(self.config.builders):
-            chunk = Signal(8 * v, name=f"chunk_{b}", reset_less=True)
+            chunk = Signal(data.ArrayLayout(signed(width), v), name=f"chunk_{b}", reset_less=True)
             turn, buffer = divmod(b, self.config.buffers)
             with m.If(self.step.shift[turn]):
-                m.d.sync += chunk.eq(Cat(chunk[8:], self.word[8 * buffer:8 * buffer + 8]))
-            sums, bound = [], ACTIVATION_MAX * CENTROID_MAX
+                m.d.sync += chunk.eq(Cat(chunk.as_value()[width:], words[buffer]))
+            sums, bound = [], self.config.operand_max
             for t in range(v):
                 m.submodules[f"multiplier_{b}_{t}"] = multiplier = Multiplier(
-                    8, 8, family, hold=True)
-                byte = slice(8 * t, 8 * t + 8)
-                m.d.comb += [multiplier.a.eq(chunk[byte]), multiplier.hold.eq(~self.step.capture),
-                             multiplier.b.eq(self.step.centroid[byte])]
+                    width, 8, family, hold=True)
+                m.d.comb += [multiplier.a.eq(chunk[t]), multiplier.hold.eq(~self.step.capture),
+                             multiplier.b.eq(self.step.centroid[8 * t:8 * t + 8])]
                 product = delay(m, multiplier.o[:bits_for(bound)], 1, name=f"product_{b}_{t}")
                 sums.append(product.as_signed())
             while len(sums) > 1:
                 bound *= 2
-                width = bits_for(bound)
+                bits = bits_for(bound)
                 merged = []
                 for i in range(0, len(sums), 2):
-                    total = Signal(signed(width), name=f"sum_{b}_{len(sums)}_{i}", reset_less=True)
-                    m.d.sync += total.eq(add(m, sums[i], sums[i + 1], width=width, family=family))
+                    total = Signal(signed(bits), name=f"sum_{b}_{len(sums)}_{i}", reset_less=True)
+                    m.d.sync += total.eq(add(m, sums[i], sums[i + 1], width=bits, family=family))
                     merged.append(total)
                 sums = merged
             m.d.comb += self.entries[b].eq(sums[0])

@@ -1,38 +1,46 @@
 """The nearest centroid of an activation: an index, by comparisons with the boundaries between.
 
-An element is normalised (:mod:`hdl.token_scale`) to half units, so that the boundary between two
-centroids is their sum; a search through the sorted boundaries takes as many comparisons as an
-index has bits (KLLM, clustering unit).
+An element is normalised (:mod:`hdl.token_scale`) to half units of the codebook, so that the
+boundary between two centroids is their sum; a search through the sorted boundaries takes as many
+comparisons as an index has bits (KLLM, clustering unit).
 """
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Signal, signed
 from amaranth.lib import data, wiring
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from hdl.beat import Flow
-from hdl.parts import Multiplier, delay
-from hdl.token_scale import FACTOR_BITS, SHIFT_BASE, SHIFT_STEP, SHIFTS, factor
+from hdl.parts import Multiplier, add, delay
+from hdl.token_scale import factor
+from hdl.token_units import (
+    BOUNDARY_BITS,
+    CENTROID_BITS,
+    FACTOR_BITS,
+    INDEX_BITS,
+    SHIFT_BASE,
+    SHIFT_STEP,
+    SHIFTS,
+    VALUE_MAX,
+)
 
-__all__ = ["INDEX_BITS", "NEVER", "Cluster", "boundaries"]
+__all__ = ["Cluster", "centroid_word"]
 
-INDEX_BITS = 4
-BOUNDARY_BITS = 10
-"""Of sums of two int8 centroids, with room for one that no element reaches."""
-NEVER = 2**(BOUNDARY_BITS - 1) - 1
-"""A boundary above every element: these saturate at 255."""
-_REACH = 9      # bits of a normalised element, saturated: less than NEVER
+_NEAR = BOUNDARY_BITS - 1       # bits of half units that are compared, saturated
+_VALUE_BITS = VALUE_MAX.bit_length() + 1
 
 
-def boundaries():
-    """Layout of 15 signed 10-bit sums of neighbouring centroids, increasing.
+def centroid_word():
+    """An entry of the codebook: centroid i, and the boundary between it and centroid i + 1.
 
-    Those that there are not, of a codebook of fewer than 16 centroids, are :data:`NEVER`.
+    Boundaries that there are not, of a codebook of fewer than 16 centroids, are
+    :data:`~hdl.token_units.NEVER`.
     """
-    return data.ArrayLayout(signed(BOUNDARY_BITS), 2**INDEX_BITS - 1)
+    return data.StructLayout({"centroid": signed(CENTROID_BITS), "boundary": signed(BOUNDARY_BITS)})
 
 
 class Cluster(wiring.Component):
-    """Indexes of elements: ``sum(2 * x >= b for b in boundaries)`` of the normalised x.
+    """Finds the nearest centroids of elements, and their values in units of the codebook.
 
     All lanes each cycle, :attr:`LATENCY` cycles later; no back-pressure.  An element on a boundary
     belongs to the larger centroid.
@@ -41,31 +49,41 @@ class Cluster(wiring.Component):
     ----------
     lanes : int
         Elements per cycle, a multiplier each.
-    reach : int
-        Bits of `half_units`, 9 or more, beyond which an element saturates: 9 for the index alone,
-        19 for the value of an outlier.
     family : str
 
     Members
     -------
+    codebook : In(Flow of {index, word})
+        Write an entry; all sixteen before elements come.
     i : In(Flow of {elements: lanes signed(16), scale: factor})
-    boundaries : In(boundaries)
-    o : Out(Flow of lanes {index, half_units})
-        A 4-bit index, and the element in signed half units, rounded down.
+    o : Out(Flow of lanes {index, centroid, value})
+        ``index = sum(2 * x >= boundary)``, and the element rounded, halves up.
     """
 
-    LATENCY = Multiplier.LATENCY + 1 + INDEX_BITS
+    LATENCY = Multiplier.LATENCY + 2 + 2 * INDEX_BITS + 1
 
-    def __init__(self, lanes, *, reach=_REACH, family="portable"):
+    def __init__(self, lanes, *, family="portable"):
         self.lanes = lanes
-        self.reach = reach
         self.family = family
         super().__init__({
+            "codebook": In(Flow(data.StructLayout({"index": INDEX_BITS,
+                                                   "word": centroid_word()}))),
             "i": In(Flow(data.StructLayout({
                 "elements": data.ArrayLayout(signed(16), lanes), "scale": factor()}))),
-            "boundaries": In(boundaries()),
-            "o": Out(Flow(data.ArrayLayout(data.StructLayout(
-                {"index": INDEX_BITS, "half_units": signed(reach)}), lanes)))})
+            "o": Out(Flow(data.ArrayLayout(data.StructLayout({
+                "index": INDEX_BITS, "centroid": signed(CENTROID_BITS),
+                "value": signed(_VALUE_BITS)}), lanes)))})
+
+    def _look_up(self, m, field, index, name):
+        """A field of the codebook's entry at `index`, a cycle later."""
+        width = len(self.codebook.payload.word[field])
+        m.submodules[name] = memory = Memory(shape=width, depth=2**INDEX_BITS, init=[])
+        write, read = memory.write_port(), memory.read_port(domain="comb")
+        out = Signal(signed(width), name=f"{name}_out", reset_less=True)
+        m.d.comb += [write.addr.eq(self.codebook.payload.index), write.en.eq(self.codebook.valid),
+                     write.data.eq(self.codebook.payload.word[field]), read.addr.eq(index)]
+        m.d.sync += out.eq(read.data)
+        return out
 
     def elaborate(self, platform):
         m = Module()
@@ -75,35 +93,44 @@ class Cluster(wiring.Component):
             m.submodules[f"multiplier_{n}"] = multiplier = Multiplier(
                 16, FACTOR_BITS + 1, self.family)
             m.d.comb += [multiplier.a.eq(element), multiplier.b.eq(scale.factor)]
-            value = _saturated(m, multiplier.o, shift, _REACH, n)
-            whole = value if self.reach == _REACH else \
-                _saturated(m, multiplier.o, shift, self.reach, n)
+            near, value = self._half_units(m, multiplier.o, shift, n)
             # From the middle boundary down to those of single centroids.
-            index = None
+            index = Const(0, 0)
             for level in range(INDEX_BITS):
-                step = 2**(INDEX_BITS - 1 - level)
-                choices = Array(self.boundaries[i] for i in range(step - 1, 2**INDEX_BITS - 1,
-                                                                  2 * step))
-                boundary = choices[0] if index is None else choices[index]
-                bit = Signal(name=f"bit_{n}_{level}", reset_less=True)
-                m.d.sync += bit.eq(value >= boundary)
-                index = bit if index is None else Cat(bit, delay(m, index, 1, name=f"index_{n}"))
-                value = delay(m, value, 1, name=f"value_{n}")
-            m.d.comb += [self.o.payload[n].index.eq(index), self.o.payload[n].half_units.eq(
-                delay(m, whole, INDEX_BITS, name=f"whole_{n}"))]
+                rest = INDEX_BITS - 1 - level
+                boundary = self._look_up(m, "boundary", Cat(Const(2**rest - 1, rest + 1), index),
+                                         f"boundary_{n}_{level}")
+                near = delay(m, near, 1, name=f"near_{n}")
+                below = add(m, near, boundary, nb=1, cin=1, width=BOUNDARY_BITS + 1,
+                            family=self.family)[-1]
+                reached = Signal(name=f"reached_{n}_{level}", reset_less=True)
+                m.d.sync += reached.eq(~below)
+                index = Cat(reached, delay(m, index, 2, name=f"index_{n}_{level}"))
+                near = delay(m, near, 1, name=f"near_{n}")
+            out = self.o.payload[n]
+            m.d.comb += [
+                out.centroid.eq(self._look_up(m, "centroid", index, f"centroid_{n}")),
+                out.index.eq(delay(m, index, 1, name=f"index_{n}")),
+                out.value.eq(delay(m, value, 2 * INDEX_BITS + 1, name=f"value_{n}"))]
         m.d.comb += self.o.valid.eq(delay(m, self.i.valid, self.LATENCY, name="valid",
                                           resettable=True))
         return m
 
-
-def _saturated(m, product, shift, reach, n):
-    """``product >> (SHIFT_BASE - 1 + SHIFT_STEP * shift)`` in `reach` bits, a cycle later."""
-    value = Signal(signed(reach), name=f"half_units_{n}", reset_less=True)
-    shifts = [product >> SHIFT_BASE - 1 + SHIFT_STEP * s for s in range(SHIFTS)]
-    with m.Switch(shift):
-        for s, shifted in enumerate(shifts):
-            with m.Case(s):
-                fits = shifted[reach - 1:].all() | ~shifted[reach - 1:].any()
-                most = Cat((~product[-1]).replicate(reach - 1), product[-1]).as_signed()
-                m.d.sync += value.eq(Mux(fits, shifted, most))
-    return value
+    def _half_units(self, m, product, shift, n):
+        """The product in half units, saturated, and as a value: two cycles later."""
+        least = SHIFT_BASE - 1
+        shifted = Signal(signed(_VALUE_BITS + 1), name=f"shifted_{n}", reset_less=True)
+        with m.Switch(shift):
+            for s in range(SHIFTS):
+                with m.Case(s):
+                    m.d.sync += shifted.eq(product >> least + SHIFT_STEP * s)
+        near = Signal(signed(_NEAR), name=f"near_{n}", reset_less=True)
+        value = Signal(signed(_VALUE_BITS), name=f"value_{n}", reset_less=True)
+        high = shifted[_NEAR - 1:]
+        with m.If(high.all() | ~high.any()):
+            m.d.sync += near.eq(shifted)
+        with m.Else():
+            m.d.sync += near.eq(Cat((~high[-1]).replicate(_NEAR - 1), high[-1]))
+        m.d.sync += value.eq(add(m, shifted >> 1, 0, cin=shifted[0], width=_VALUE_BITS,
+                                 family=self.family))
+        return near, value

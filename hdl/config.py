@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 
 from hdl.errors import ConfigError
+from hdl.token_units import VALUE_MAX
 
 __all__ = ["BLOCK", "FAMILIES", "FORMATS", "DeviceConfig", "EngineConfig", "bits_for",
            "engine_of"]
@@ -17,7 +18,7 @@ BLOCK = 32
 """Weights in a block: no chunk and no scale group crosses a multiple of it."""
 
 FAMILIES = ("portable", "ecp5", "xilinx7")
-FORMATS = ("bitserial", "psumbook")
+FORMATS = ("bitserial", "psumbook", "kmeans")
 MAX_DIM = 16384
 MAX_PLANES = 8
 MAX_CODEBOOKS = 4
@@ -27,8 +28,10 @@ MIN_COLUMNS = 8
 plane a column.  The compiler pads N up to it and the decoder refuses less."""
 CHAINED_CELLS = 4
 """Cells that take their codes and control from one register; the next ones a cycle later."""
-_BUFFER_BYTES = 2048
-"""Bytes of an activation buffer that fills a block RAM."""
+_BUFFER_WORDS = 512
+"""Words of an activation buffer that fills a block RAM."""
+TOKEN_BEAT = 8
+"""Activations of a beat of a ``kmeans`` token, int16."""
 SCALE_BITS = 16
 PARAMETER_BITS = 72
 """Re-quantisation parameters of an output column."""
@@ -52,12 +55,13 @@ class EngineConfig:
     Parameters
     ----------
     format : str
-        Weight format: ``"bitserial"`` or ``"psumbook"``.
+        Weight format: ``"bitserial"``, ``"psumbook"`` or ``"kmeans"``.
     family : str
         Form of the parts: ``"portable"`` (simulation), ``"ecp5"``, ``"xilinx7"``.
     v, b : int
         Weights in a chunk and bits of its code.  ``psumbook``: 2, 4 or 8 weights, codebooks of
         2**b centroids, b = 4..8.  ``bitserial``: 4 and 4, for chunks are of one-bit weights.
+        ``kmeans``: 2 indexes of 4 or 3 bits, or 4 of 2: b is 8 or 6.
     lanes : int
         Chunks gathered per cell and cycle, so that a beat covers ``v * lanes`` weights along K:
         16, 32, 64, 128 or 256.
@@ -69,13 +73,14 @@ class EngineConfig:
         Group sums per cell and cycle.  A scale group of ``4 * lanes / scale_points`` weights or
         more runs at full rate; smaller ones at a reduced rate.
     builders : int
-        Table builders per row; each fills one lane at a time: 2, 4 or 8, for ``psumbook`` (`v`
-        multipliers each) also 16.
+        Table builders per row; each fills one lane at a time: 2, 4 or 8, for ``psumbook`` and
+        ``kmeans`` (`v` multipliers each) also 16; for ``kmeans`` at least 4.
     block_ram_blocks : int
         How many of the ``v * lanes / 32`` blocks of 32 weights keep their tables in block RAM;
         ``bitserial`` makes them chunks of v = 8 there.
     activation_bits : int
-        8, or 16 for engines that also take int16 activations as two byte passes (``bitserial``).
+        8, or 16 for engines that also take int16 activations as two byte passes (``bitserial``)
+        or take nothing else (``kmeans``).
     zero_points : bool
         Whether asymmetric weights are supported (``bitserial``).
     scaler_dsps : int
@@ -84,7 +89,8 @@ class EngineConfig:
     n_tile : int
         Output columns that the accumulators of one cell hold (a power of two).
     activation_bytes : int
-        Activation buffer per row, in bytes (a power of two).
+        Activation buffer per row, in bytes (a power of two); ``kmeans`` keeps two for each, and
+        a whole token.
     address_bits : int
         Width of a beat address.
     epilogue : bool
@@ -121,21 +127,29 @@ class EngineConfig:
 
         legal("format", FORMATS)
         legal("family", FAMILIES)
-        psumbook = self.format == "psumbook"
-        legal("v", (2, 4, 8) if psumbook else (4,))
-        legal("b", (4, 5, 6, 7, 8) if psumbook else (4,))
+        of_format = {
+            "bitserial": dict(v=(4,), b=(4,), builders=(2, 4, 8), activation_bits=(8, 16),
+                              zero_points=(False, True)),
+            "psumbook": dict(v=(2, 4, 8), b=(4, 5, 6, 7, 8), builders=(2, 4, 8, 16),
+                             activation_bits=(8,), zero_points=(False,)),
+            "kmeans": dict(v=(2, 4), b=(6, 8), builders=(4, 8, 16), activation_bits=(16,),
+                           zero_points=(False,), epilogue=(False,))}[self.format]
+        for name in ("v", "b"):
+            legal(name, of_format[name])
         legal("lanes", (16, 32, 64, 128, 256))
         legal("rows", (1, 2, 4, 8, 16))
         legal("columns", (1, 2, 4))
-        legal("scale_points", tuple(2**i for i in range(self.blocks.bit_length())))
-        legal("builders", (2, 4, 8, 16) if psumbook else (2, 4, 8))
+        legal("scale_points", (1,) if self.format == "kmeans" else tuple(
+            2**i for i in range(self.blocks.bit_length())))
+        for name in ("builders", "activation_bits", "zero_points"):
+            legal(name, of_format[name])
         legal("block_ram_blocks", tuple(range(self.blocks + 1)))
-        legal("activation_bits", (8,) if psumbook else (8, 16))
         legal("n_tile", tuple(2**i for i in range(4, 15)))
         legal("activation_bytes", tuple(2**i for i in range(9, 17)))
-        legal("zero_points", (False,) if psumbook else (False, True))
-        for name in ("epilogue", "counters"):
-            legal(name, (False, True))
+        legal("epilogue", of_format.get("epilogue", (False, True)))
+        legal("counters", (False, True))
+        if (self.format, self.v, self.b) == ("kmeans", 4, 6):
+            raise ConfigError("b must be v times an index of 2, 3 or 4 bits, so 8 for v=4, not 6")
         legal("scaler_dsps", (1, 2))
         if self.scaler_dsps == 1 and not 18 < self.group_bits <= 25:
             raise ConfigError("scaler_dsps=1 is for group sums of 19 to 25 bits, not of "
@@ -151,7 +165,7 @@ class EngineConfig:
             raise ConfigError(f"an epilogue needs {PARAMETER_BITS} bits of codes per column for "
                               f"its parameters: {self.b} * lanes must be at least as much, not "
                               f"{self.column_code_bits}; use more lanes or epilogue=False")
-        if not psumbook and self.builders == 8 and self.block_ram_blocks % 2:
+        if self.format == "bitserial" and self.builders == 8 and self.block_ram_blocks % 2:
             raise ConfigError("block_ram_blocks must be even with 8 builders (a block has 4 lanes "
                               f"of v = 8), not {self.block_ram_blocks}")
         most = min(self.tile_k // 4, self.lanes)
@@ -200,8 +214,8 @@ class EngineConfig:
     def code_bits(self):
         """Bits of a beat without its sideband; also the data width of the memory port.
 
-        A power of two: codes, those of a column first, and padding.  A beat of centroids of the
-        ``psumbook`` format holds four.
+        A power of two: codes, those of a column first, and padding.  A beat of centroids holds
+        four.
         """
         codes = self.column_code_bits * self.columns
         return 1 << (max(codes, self.centroid_bits) - 1).bit_length()
@@ -209,12 +223,17 @@ class EngineConfig:
     @property
     def centroid_bits(self):
         """Bits of a word of the codebook buffer: four centroids, byte t of each before t + 1."""
-        return 4 * 8 * self.v if self.format == "psumbook" else 0
+        return 0 if self.format == "bitserial" else 4 * 8 * self.v
+
+    @property
+    def codebooks_max(self):
+        """Most codebooks of a matrix, which the codebook buffer holds."""
+        return {"bitserial": 0, "psumbook": MAX_CODEBOOKS, "kmeans": 1}[self.format]
 
     @property
     def codebook_word_bits(self):
-        """Width of the address of a word in the codebook buffer: it holds four codebooks."""
-        return (MAX_CODEBOOKS * 2**self.b // 4 - 1).bit_length() if self.centroid_bits else 0
+        """Width of the address of a word in the codebook buffer."""
+        return (self.codebooks_max * 2**self.b // 4 - 1).bit_length() if self.centroid_bits else 0
 
     @property
     def column_code_bits(self):
@@ -227,9 +246,24 @@ class EngineConfig:
         return self.code_bits // 8
 
     @property
+    def scaled(self):
+        """bool: whether group sums are multiplied by scales."""
+        return self.format != "kmeans"
+
+    @property
     def side_bits(self):
         """Sideband of a beat: per column and scale point a 16-bit scale and a zero-point sign."""
-        return self.columns * self.scale_points * (SCALE_BITS + 1)
+        return self.columns * self.scale_points * (SCALE_BITS + 1) if self.scaled else 0
+
+    @property
+    def side_words(self):
+        """32-bit words of a beat's sideband."""
+        return -(-self.side_bits // 32)
+
+    @property
+    def side_stride(self):
+        """Bytes between the sidebands of consecutive beats in the link's address space."""
+        return 4 << (self.side_words - 1).bit_length() if self.side_words else 0
 
     # Widths, each from the largest magnitude that can occur
 
@@ -238,10 +272,10 @@ class EngineConfig:
         """Largest magnitude that a weight adds to a table entry.
 
         ``bitserial``: an activation, 127, or 255 where low bytes are unsigned; ``psumbook``: its
-        product with an element of a centroid.
+        product with an element of a centroid; ``kmeans``: that of an outlier.
         """
-        if self.format == "psumbook":
-            return ACTIVATION_MAX * CENTROID_MAX
+        if self.format != "bitserial":
+            return self.activation_max * CENTROID_MAX
         return 255 if self.activation_bits == 16 else ACTIVATION_MAX
 
     def entry_bits(self, v):
@@ -270,6 +304,8 @@ class EngineConfig:
     @property
     def scaled_max(self):
         """Largest sum of scaled group sums of one beat."""
+        if not self.scaled:
+            return self.group_max
         return self.scale_points * self.group_max * (2**SCALE_BITS - 1)
 
     @property
@@ -278,50 +314,90 @@ class EngineConfig:
         return bits_for(self.scaled_max * (2**self.planes_max - 1))
 
     @property
+    def byte_passes(self):
+        """bool: whether int16 activations are two passes of bytes."""
+        return self.format == "bitserial" and self.activation_bits == 16
+
+    @property
     def accumulator_bits(self):
-        """Width of an accumulator: 48, or 56 with int16 activations."""
-        return 56 if self.activation_bits == 16 else 48
+        """Width of an accumulator: 48, or 56 with int16 activations; 39 without scales."""
+        if not self.scaled:
+            return bits_for(MAX_DIM * self.operand_max)
+        return 56 if self.byte_passes else 48
 
     # Buffers
+
+    @property
+    def activation_max(self):
+        """Largest magnitude of an activation in the buffers."""
+        return VALUE_MAX if self.format == "kmeans" else ACTIVATION_MAX
+
+    @property
+    def value_bits(self):
+        """Width of an activation in the buffers: a byte, or 18 bits where outliers lie there."""
+        return bits_for(self.activation_max)
+
+    @property
+    def value_bytes(self):
+        """Bytes of an activation in memory."""
+        return 2 if self.format == "kmeans" else 1
+
+    @property
+    def word_values(self):
+        """Activations of a word of a buffer: as many as 36 bits hold."""
+        return 36 // (9 * self.value_bytes)
 
     @property
     def buffers(self):
         """Activation buffers of a row, each of which serves as many builders as the next.
 
-        ``bitserial``: one for each builder.  ``psumbook``, whose builders take an activation once
+        ``bitserial``: one for each builder.  The others, whose builders take an activation once
         in ``2**b`` cycles: as few as hold `activation_bytes`, a block RAM each, and can be read in
-        half of that time.
+        half of that time; ``kmeans``: a word of each holds a beat or more.
         """
         if self.format == "bitserial":
             return self.builders
-        least = max(2, self.activation_bytes // _BUFFER_BYTES,
+        least = max(TOKEN_BEAT // 2 if self.format == "kmeans" else 2,
+                    self.activation_bytes // (4 * _BUFFER_WORDS),
                     2 * self.v * self.builders // 2**self.b)
         return min(self.builders, least)
 
     @property
-    def load_bytes(self):
-        """Bytes of a beat that LOAD takes: a word of four for each buffer, or a narrower beat."""
-        return min(self.beat_bytes, 4 * self.buffers)
+    def slot_values(self):
+        """Activations of a slot: a word of every buffer of a row."""
+        return self.word_values * self.buffers
+
+    @property
+    def load_values(self):
+        """Activations of a beat that LOAD takes: a slot, or as many as the beat holds."""
+        if self.format == "kmeans":
+            return TOKEN_BEAT
+        return min(self.beat_bytes, self.slot_values)
 
     @property
     def slot_beats(self):
-        """Beats that fill one slot (four bytes per buffer) of one row."""
-        return 4 * self.buffers // self.load_bytes
+        """Beats that fill one slot of one row."""
+        return self.slot_values // self.load_values
 
     @property
     def activation_depth(self):
         """Slots of a row's activation buffer."""
-        return self.activation_bytes // (4 * self.buffers)
+        return self.activation_bytes // (self.value_bytes * self.slot_values)
+
+    @property
+    def token_values(self):
+        """Activations that a row's buffer holds."""
+        return self.activation_depth * self.slot_values
 
     @property
     def tile_slots(self):
         """Slots of a K tile."""
-        return self.tile_k // (4 * self.buffers)
+        return self.tile_k // self.slot_values
 
     @property
     def tile_beats(self):
         """Beats that LOAD reads for a K tile of all rows."""
-        return self.tile_k // self.load_bytes * self.rows
+        return self.tile_k // self.load_values * self.rows
 
     @property
     def results_per_beat(self):
@@ -452,12 +528,6 @@ class DeviceConfig:
     def replace(self, **changes):
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
-
-    @property
-    def side_stride(self):
-        """Bytes between the sidebands of consecutive beats in the link's address space."""
-        words = -(-self.engine.side_bits // 32)
-        return 4 << (words - 1).bit_length()
 
     @property
     def digest(self):

@@ -6,14 +6,19 @@ from amaranth.lib.wiring import In, Out
 
 from hdl.beat import Client, read_request
 from hdl.config import MIN_COLUMNS
-from hdl.isa import FIELDS, INSTRUCTION_BITS, Opcode
+from hdl.isa import FIELDS, INSTRUCTION_BITS, STAGES, Buffer, Opcode
 from hdl.parts import count_down, count_up, delay
 from hdl.registers import Error
 
-__all__ = ["Control", "fields_of"]
+__all__ = ["Control", "fields_of", "opcodes"]
 
 QUIET_CYCLES = 64
 """Cycles without a movement after which stages that wait for each other never will move."""
+
+
+def opcodes(config):
+    """The operations that an engine has."""
+    return [op for op in Opcode if op is not Opcode.TOPK or config.format == "kmeans"]
 
 
 def _width(config, opcode, name, field):
@@ -24,11 +29,16 @@ def _width(config, opcode, name, field):
         return min(field.width, config.n_tile.bit_length() - 1)
     if name == "local":
         slots = (config.activation_depth - 1).bit_length()
-        return max(slots, config.codebook_word_bits) if opcode is Opcode.LOAD else slots
+        if opcode is Opcode.LOAD:
+            entries = 5 * (config.format == "kmeans")       # of the activation codebook
+            return max(slots, config.codebook_word_bits, entries)
+        return slots
     if name == "tiles":
         return min(field.width, 10)
     if name == "count":
         return min(field.width, 14)
+    if name in ("k", "length"):
+        return min(field.width, config.token_values.bit_length() - 1)
     return field.width
 
 
@@ -56,7 +66,8 @@ class Control(wiring.Component):
     o_request : Out(stream.Signature(read_request))
     i_beat : In(stream.Signature(128))
         The instruction asked for.
-    o_load, o_build, o_lmma, o_store : Out(stream.Signature(fields))
+    o_load, o_build, o_lmma, o_store, o_topk : Out(stream.Signature(fields))
+        The last one of engines that have the instruction.
     stages_busy : In(1)
         A stage has work or results under way.
     progress : In(1)
@@ -71,17 +82,16 @@ class Control(wiring.Component):
         An instruction was dispatched (strobe).
     """
 
-    STREAMS = {Opcode.LOAD: "o_load", Opcode.BUILD: "o_build", Opcode.LMMA: "o_lmma",
-               Opcode.STORE: "o_store"}
-
     def __init__(self, config):
         self.config = config
+        self.opcodes = opcodes(config)
+        self.streams = {op: f"o_{op.name.lower()}" for op in self.opcodes if FIELDS[op]}
         super().__init__({
             "start": In(1), "program": In(config.address_bits),
             "o_request": Out(stream.Signature(read_request(config))),
             "i_beat": In(stream.Signature(INSTRUCTION_BITS)),
             **{name: Out(stream.Signature(fields_of(op, config)))
-               for op, name in self.STREAMS.items()},
+               for op, name in self.streams.items()},
             "stages_busy": In(1), "progress": In(1), "memory_fault": In(1),
             "running": Out(1), "done": Out(1), "failed": Out(1), "error": Out(Error),
             "starts": Out(1), "issued": Out(1),
@@ -98,12 +108,16 @@ class Control(wiring.Component):
             refused += ["target", "relu", "requant"]
         if not config.zero_points:
             refused += ["zero"]
-        if config.activation_bits == 8:
+        if not config.byte_passes:
             refused += ["high", "unsigned"]
+        if config.codebooks_max < 2:
+            refused += ["codebooks"]
         if not config.centroid_bits:
-            refused += ["codebook", "codebooks"]
+            refused += ["buffer"]
         used -= {fields[name].offset + i for name in refused if name in fields
                  for i in range(fields[name].width)}
+        if opcode is Opcode.LOAD and config.format != "kmeans":
+            used -= {fields["buffer"].offset + Buffer.ACTIVATION_CODEBOOK.bit_length() - 1}
         if opcode is Opcode.BUILD:      # starts with a whole K tile
             low = fields["local"].offset
             used -= set(range(low, low + (config.tile_slots - 1).bit_length()))
@@ -115,20 +129,20 @@ class Control(wiring.Component):
         Bits that the same opcodes leave unused are looked at together.
         """
         config = self.config
-        unused = {opcode: self._unused(opcode) for opcode in Opcode}
+        unused = {opcode: self._unused(opcode) for opcode in self.opcodes}
         classes = {}
         for bit in range(INSTRUCTION_BITS):
-            users = frozenset(op for op in Opcode if bit in unused[op])
+            users = frozenset(op for op in self.opcodes if bit in unused[op])
             if users:
                 classes.setdefault(users, []).append(word[bit])
-        wrong = {opcode: [] for opcode in Opcode}
+        wrong = {opcode: [] for opcode in self.opcodes}
         for users, bits in classes.items():
             for i in range(0, len(bits), 16):
                 some = Signal(name="unused_" + "_".join(op.name.lower() for op in sorted(users)))
                 m.d.sync += some.eq(Cat(*bits[i:i + 16]).any())
                 for opcode in users:
                     wrong[opcode].append(some)
-        for opcode in Opcode:
+        for opcode in self.opcodes:
             fields = FIELDS[opcode]
             if "columns" in fields:     # stored minus one
                 low, high = fields["columns"].offset, (MIN_COLUMNS - 1).bit_length()
@@ -143,15 +157,20 @@ class Control(wiring.Component):
             m.d.sync += unaligned.eq(word[fields["target"].offset]
                                      & word[rows:rows + config.rows.bit_length() - 1].any())
             wrong[Opcode.STORE].append(unaligned)
+        if config.format == "kmeans":
+            what = FIELDS[Opcode.LOAD]["buffer"].offset
+            unknown = Signal()
+            m.d.sync += unknown.eq(word[what:what + 2].all())
+            wrong[Opcode.LOAD].append(unknown)
         is_op = {}
-        for opcode in Opcode:
+        for opcode in self.opcodes:
             is_op[opcode] = Signal(name=f"is_{opcode.name.lower()}")
             m.d.sync += is_op[opcode].eq(word[:4] == opcode)
         known = Signal()
         legal = Signal()
-        bad = Signal(len(Opcode))
+        bad = Signal(len(self.opcodes))
         m.d.sync += [
-            bad.eq(Cat(is_op[op] & Cat(*wrong[op]).any() for op in Opcode)),
+            bad.eq(Cat(is_op[op] & Cat(*wrong[op]).any() for op in self.opcodes)),
             known.eq(Cat(*is_op.values()).any()), legal.eq(known & ~bad.any())]
         return known, legal, is_op
 
@@ -188,7 +207,7 @@ class Control(wiring.Component):
         # One pending instruction per stage; the payload is shared, the valids are not.
         taken = Signal()
         pending = Signal()
-        for opcode, name in self.STREAMS.items():
+        for opcode, name in self.streams.items():
             port = getattr(self, name)
             held = Signal(port.p.shape(), name=f"held_{name}", reset_less=True)
             with m.If(~port.valid):
@@ -198,7 +217,7 @@ class Control(wiring.Component):
             m.d.comb += port.payload.eq(held)
             with m.If(port.valid & port.ready):
                 m.d.sync += port.valid.eq(0)
-        m.d.comb += pending.eq(Cat(getattr(self, n).valid for n in self.STREAMS.values()).any())
+        m.d.comb += pending.eq(Cat(getattr(self, n).valid for n in self.streams.values()).any())
         # `stages_busy` is registered on its way: a stage that has just taken an instruction shows
         # it two cycles later.  `quiet` knows what was dispatched before the word came.
         recent = delay(m, pending, 1, name="pending", resettable=True)
@@ -206,21 +225,20 @@ class Control(wiring.Component):
         quiet = Signal()
         m.d.sync += quiet.eq(~(pending | recent | older | self.stages_busy))
 
-        # The next cycle decides, the one after acts.  LOAD and BUILD share a stage: one at a time,
-        # so that they stay in order.
-        prepare_free = ~(self.o_load.valid | self.o_build.valid)
-        room = {Opcode.LOAD: prepare_free, Opcode.BUILD: prepare_free,
-                Opcode.LMMA: ~self.o_lmma.valid, Opcode.STORE: ~self.o_store.valid,
-                Opcode.HALT: quiet, Opcode.FENCE: quiet}
+        # The next cycle decides, the one after acts.  Instructions that share a stage: one at a
+        # time, so that they stay in order.
+        room = {op: ~Cat(getattr(self, name).valid for other, name in self.streams.items()
+                         if STAGES[other] == STAGES[op]).any() if op in STAGES else quiet
+                for op in self.opcodes}
         decide = Signal()
         m.d.comb += decide.eq(self.running & full & checks[-1] & ~taken)
-        go = {op: Signal(name=f"go_{op.name.lower()}") for op in Opcode}
-        m.d.sync += [go[op].eq(decide & legal & is_op[op] & room[op]) for op in Opcode]
+        go = {op: Signal(name=f"go_{op.name.lower()}") for op in self.opcodes}
+        m.d.sync += [go[op].eq(decide & legal & is_op[op] & room[op]) for op in self.opcodes]
         wrong = Signal()
         m.d.sync += wrong.eq(decide & ~legal)
         m.d.comb += taken.eq(Cat(*go.values()).any())
         with m.If(self.running):
-            for opcode, name in self.STREAMS.items():
+            for opcode, name in self.streams.items():
                 with m.If(go[opcode]):
                     m.d.sync += getattr(self, name).valid.eq(1)
             with m.If(go[Opcode.HALT]):

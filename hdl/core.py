@@ -3,7 +3,7 @@
 Knows no link, no board and no memory: :mod:`hdl.top` puts those around it.
 """
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -19,7 +19,8 @@ from hdl.beat import (
 from hdl.cell import Timing
 from hdl.config import PARAMETER_BITS
 from hdl.control import Control
-from hdl.isa import INSTRUCTION_BITS
+from hdl.encoder import Encoder, codebook_data
+from hdl.isa import INSTRUCTION_BITS, Buffer
 from hdl.parameters import ParameterQueue
 from hdl.parts import count_down, delay
 from hdl.prepare import Prepare
@@ -29,6 +30,7 @@ from hdl.rows import Rows, array_input
 from hdl.store import Store, spacing
 from hdl.tables import complemented, sections
 from hdl.telemetry import Telemetry
+from hdl.token_units import ENCODE_CYCLES
 
 __all__ = ["Core"]
 
@@ -139,10 +141,14 @@ class Core(wiring.Component):
         else:
             m.d.sync += closed.eq(~self.write_room)
         is_gather = beat.tag.client == Client.GATHER
+        is_load = beat.tag.client == Client.LOAD
+        load_take = Signal()
+        encoding = Signal()     # the encoder takes no beat yet
         m.d.comb += [
             hold.eq(flags.last & flags.last_plane & closed),
             gather_take.eq(self.i_response.valid & is_gather & ~hold),
-            self.i_response.ready.eq(~is_gather | ~hold),
+            load_take.eq(self.i_response.valid & is_load & ~encoding),
+            self.i_response.ready.eq(~(is_gather & hold) & ~(is_load & encoding)),
         ]
 
         # The stream register; from here on nothing waits.
@@ -153,16 +159,27 @@ class Core(wiring.Component):
         m.d.sync += [
             codes.eq(beat.data), side.eq(beat.side), what.eq(flags), gathered.eq(gather_take),
             fetched.eq(self.i_response.valid & (beat.tag.client == Client.FETCH)),
-            loaded.eq(self.i_response.valid & (beat.tag.client == Client.LOAD)),
+            loaded.eq(load_take),
             parameters.eq(gather_take & (flags.kind == Kind.PARAMETERS))]
         is_codes = gathered & (what.kind == Kind.CODES)
         ends_tile = gathered & what.pass_end
         m.d.comb += [
             control.i_beat.valid.eq(fetched), control.i_beat.payload.eq(codes[:INSTRUCTION_BITS]),
-            prepare.i_beat.valid.eq(loaded), prepare.i_beat.payload.last.eq(what.pass_end),
             prepare.i_beat.payload.centroids.eq(codes[:config.centroid_bits]),
             prepare.table_free.eq(ends_tile),
         ]
+        if config.format == "kmeans":
+            m.submodules.encoder = encoder = Encoder(config)
+            connect(m, control.o_topk, prepare.i_topk)
+            self._encode(m, prepare, encoder, loaded, what, codes)
+            # Beats to encode come so many cycles apart.
+            encodes = ~prepare.shows & (prepare.fills == Buffer.ACTIVATIONS)
+            m.d.comb += encoding.eq(~count_down(
+                m, ENCODE_CYCLES.bit_length(), load=load_take & encodes, value=ENCODE_CYCLES - 1,
+                step=encoding, family=config.family, name="encoding"))
+        else:
+            m.d.comb += [prepare.i_beat.valid.eq(loaded),
+                         prepare.i_beat.payload.last.eq(what.pass_end)]
 
         # The array: rows after rows, each link a cycle later than the one before.
         late = len(config.row_groups) - 1
@@ -171,6 +188,8 @@ class Core(wiring.Component):
             drive.codes.eq(codes), drive.side.eq(side), drive.flags.eq(what),
             drive.gather.eq(gathered), drive.places.eq(prepare.places),
             drive.slot.eq(prepare.slot), drive.walk.eq(prepare.walk)]
+        if config.format == "kmeans":
+            m.d.comb += drive["values"].eq(encoder.values)
         # The bank in a register for each section of tables.  Equal ones would be merged: each is
         # of another kind, by its reset or as a complement.
         m.d.comb += drive.banks[0].eq(what.bank)
@@ -244,3 +263,26 @@ class Core(wiring.Component):
                 telemetry.events.eq(Cat(events[name] for name in COUNTERS)),
                 telemetry.shift.eq(self.counter_shift), self.counter_bit.eq(telemetry.o)]
         return m
+
+    def _encode(self, m, prepare, encoder, loaded, what, codes):
+        """The encoder between the stream register and the prepare stage."""
+        to_encoder = prepare.fills == Buffer.ACTIVATIONS
+        elements = codes[:Value.cast(encoder.i.payload.elements).shape().width]
+        for port, valid in ((encoder.i_shown, loaded & prepare.shows),
+                            (encoder.i, loaded & ~prepare.shows & to_encoder)):
+            m.d.comb += [port.valid.eq(valid), port.payload.elements.eq(elements),
+                         port.payload.last.eq(what.pass_end)]
+        m.d.comb += [
+            encoder.show.eq(prepare.show), encoder.row.eq(prepare.row),
+            encoder.length.eq(prepare.length), encoder.k.eq(prepare.k),
+            prepare.found.eq(encoder.found),
+            encoder.restart.eq(prepare.restart), encoder.beat.eq(prepare.beat),
+            prepare.i_beat.valid.eq(Mux(to_encoder, encoder.o.valid, loaded & ~prepare.shows)),
+            prepare.i_beat.payload.last.eq(Mux(to_encoder, encoder.o.payload.last,
+                                               what.pass_end)),
+            encoder.codebook.valid.eq(delay(
+                m, loaded & ~prepare.shows & (prepare.fills == Buffer.ACTIVATION_CODEBOOK), 1,
+                name="to_codebook", resettable=True)),
+            encoder.codebook.payload.word.eq(prepare.slot),
+            encoder.codebook.payload.data.eq(delay(m, codes[:codebook_data()], 1,
+                                                   name="entry"))]

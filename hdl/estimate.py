@@ -2,7 +2,7 @@
 
 from math import ceil
 
-from hdl.config import BLOCK, PARAMETER_BITS
+from hdl.config import BLOCK, PARAMETER_BITS, TOKEN_BEAT
 from hdl.parts.ram import block_rams as blocks
 
 __all__ = ["estimate"]
@@ -19,9 +19,10 @@ def estimate(config):
         ``comb`` (look-up tables), ``ff``, ``bram`` (blocks of 18 kbit, of 36 on 7-series), ``dsp``.
     """
     e = config.engine
-    psumbook = e.format == "psumbook"
+    centroids = e.format != "bitserial"
+    kmeans = e.format == "kmeans"
     lut_lanes = BLOCK // e.v * (e.blocks - e.block_ram_blocks)
-    block_v = e.v if psumbook else 8
+    block_v = e.v if centroids else 8
     block_lanes = BLOCK // block_v * e.block_ram_blocks
     leaves = lut_lanes + block_lanes
     # A LUT RAM of 16 words of four bits takes four cells and blocks two; a tree has an adder a
@@ -33,11 +34,11 @@ def estimate(config):
         * ceil(rows * e.entry_bits(e.v) / 4) for rows in groups)
     adders = e.entry_bits(e.v) + 3
     # The format's builders: v products added, or a sum of activations.
-    builder = (e.v - 1) * 18 if psumbook else 21
+    builder = (e.v - 1) * e.entry_bits(e.v) if centroids else 21
     queue = 6 * ceil((e.code_bits + e.side_bits) / 4)
-    scaler_dsps = 1 if e.group_bits <= 18 else e.scaler_dsps
+    scaler_dsps = 0 if not e.scaled else 1 if e.group_bits <= 18 else e.scaler_dsps
     narrow = 130 * (e.scaler_dsps == 1)
-    sums = (adders * leaves + ((45 if psumbook else 18) + narrow) * e.scale_points
+    sums = (adders * leaves + ((45 if centroids else 18) + narrow) * e.scale_points
             + 36 * (e.scale_points - 1)
             + e.column_bits + e.accumulator_bits)
     side = [min(32, e.side_bits - i) for i in range(0, e.side_bits, 32)]
@@ -47,14 +48,19 @@ def estimate(config):
              + e.columns * block_lanes * sum(
                  blocks(rows * e.entry_bits(block_v), 2 * 2**e.index_bits(block_v))
                  for rows in groups)
-             + psumbook * e.v * max(1, 2**e.codebook_word_bits // 512)
+             + centroids * e.v * max(1, 2**e.codebook_word_bits // 512)
              + e.rows * e.buffers * max(1, e.activation_depth // 512)
              + e.epilogue * e.columns * blocks(PARAMETER_BITS, 64))
+    if kmeans:      # leaves, words and nodes of the outliers' trees, and flags
+        beats = e.token_values // TOKEN_BEAT
+        brams += (blocks(16 * TOKEN_BEAT, beats) + blocks(30, beats)
+                  + 4 * blocks(16 + beats.bit_length(), beats) + blocks(TOKEN_BEAT, beats * e.rows))
     return {
-        "comb": (1900 + 800 * e.epilogue + queue + e.columns * tables + e.cells * (sums + 100)
-                 + e.rows * e.builders * builder),
-        "ff": 3400 + e.cells * ((25 + 8 * psumbook) * leaves + 350)
+        "comb": (1900 + 2900 * kmeans + 800 * e.epilogue + queue + e.columns * tables
+                 + e.cells * (sums + 100) + e.rows * e.builders * builder),
+        "ff": 3400 + 3100 * kmeans
+        + e.cells * ((3 * e.entry_bits(e.v) if kmeans else 33 if centroids else 25) * leaves + 350)
         + 2 * e.code_bits * (len(groups) - 1),
         "bram": ceil(brams / 2) if e.family == "xilinx7" else brams,
         "dsp": e.cells * e.scale_points * scaler_dsps + e.epilogue
-        + psumbook * e.rows * e.builders * e.v}
+        + centroids * e.rows * e.builders * e.v + 2 * kmeans}

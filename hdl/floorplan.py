@@ -59,7 +59,7 @@ def places(engine):
     words = sorted(range(engine.code_bits // 32), key=middle)
     half = len(words) // 2
     memory = ([f"data_{w}" for w in words[:half]]
-              + [f"side_{i}" for i in range(-(-engine.side_bits // 32))]
+              + [f"side_{i}" for i in range(engine.side_words)]
               + [f"data_{w}" for w in words[half:]])
     for i, name in enumerate(memory):
         site = 2 + round(i * (_IN_ROW - 1) / (len(memory) - 1))

@@ -2,7 +2,7 @@
 
 An instruction is 128 bits in the low bits of one memory beat.  Bits that no field names must be
 zero.  Counts are stored minus one.  Three stages execute in parallel and in program order within
-each: *prepare* (LOAD, BUILD), *gather* (LMMA) and *store* (STORE).
+each: *prepare* (TOPK, LOAD, BUILD), *gather* (LMMA) and *store* (STORE).
 
 Four tokens couple them.  BUILD waits for a free table bank (two at the start) and hands over a
 ready one per K tile; LMMA waits for a ready bank before each K tile and frees it after.  STORE
@@ -15,8 +15,8 @@ from enum import IntEnum
 
 from hdl.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["FIELDS", "INSTRUCTION_BITS", "STAGES", "Field", "Instruction", "Opcode", "Target",
-           "assemble", "disassemble"]
+__all__ = ["FIELDS", "INSTRUCTION_BITS", "STAGES", "Buffer", "Field", "Instruction", "Opcode",
+           "Target", "assemble", "disassemble"]
 
 INSTRUCTION_BITS = 128
 
@@ -30,6 +30,15 @@ class Opcode(IntEnum):
     BUILD = 4
     LMMA = 5
     STORE = 6
+    TOPK = 7
+
+
+class Buffer(IntEnum):
+    """What LOAD fills."""
+
+    ACTIVATIONS = 0
+    CENTROIDS = 1
+    ACTIVATION_CODEBOOK = 2
 
 
 class Target(IntEnum):
@@ -52,15 +61,18 @@ class Field:
 _ADDRESS = Field(64, 40, "memory address, in beats")
 STAGES = {
     Opcode.LOAD: "prepare", Opcode.BUILD: "prepare", Opcode.LMMA: "gather", Opcode.STORE: "store",
+    Opcode.TOPK: "prepare",
 }
 FIELDS = {
     Opcode.HALT: {},
     Opcode.FENCE: {},
     Opcode.LOAD: {
-        "codebook": Field(4, 1, "0: activations; 1: centroids, for the codebook buffer"),
+        "buffer": Field(4, 2, "0: activations; 1: centroids, for the codebook buffer; 2: the "
+                              "activation codebook of kmeans"),
         "count": Field(32, 16, "beats to read", 1),
         "local": Field(48, 16, "first slot of the activation buffers to write, or word of four "
-                               "centroids of the codebook buffer"),
+                               "centroids of the codebook buffer, or entry of the activation "
+                               "codebook (16: the gain)"),
         "address": _ADDRESS,
     },
     Opcode.BUILD: {
@@ -86,6 +98,11 @@ FIELDS = {
     Opcode.STORE: {
         "target": Field(4, 1, "0: 64-bit accumulators; 1: int8, laid out as LOAD reads it"),
         "relu": Field(6, 1, "negative int8 results become 0"),
+        "address": _ADDRESS,
+    },
+    Opcode.TOPK: {
+        "k": Field(16, 14, "outliers of a token on each side"),
+        "length": Field(32, 14, "elements of a token", 1),
         "address": _ADDRESS,
     },
 }

@@ -34,7 +34,17 @@ MULTIPLIER_MIN = 1 << PARAMETER_FIELDS["multiplier"][1] - COARSE_STEP
 
 
 def lane_positions(config):
-    """K positions within a tile that each lane covers, in lane order: a list of ranges."""
+    """K positions within a tile that each lane covers, in lane order: a list of sequences.
+
+    Tokens of ``kmeans`` lie in their buffers in the order of K, so that a lane's are those of its
+    buffer: a word of every slot that its chunk takes.
+    """
+    if config.format == "kmeans":
+        word, words = config.word_values, config.v // config.word_values
+        return [[slot * config.slot_values + word * buffer + t
+                 for slot in range(turn * words, (turn + 1) * words) for t in range(word)]
+                for turn in range(config.lanes // config.buffers)
+                for buffer in range(config.buffers)]
     lanes = []
     for block, v in enumerate(config.chunks):
         lanes += [range(k, k + v) for k in range(block * BLOCK, (block + 1) * BLOCK, v)]
@@ -52,17 +62,19 @@ def code_slice(config, lane):
 def activation_order(config):
     """K position of every byte of a tile in the activation buffer, slot after slot.
 
-    A slot holds four activations for each of ``buffers`` lanes: half a chunk of eight, a chunk of
-    four, or two chunks of two.
+    A slot holds a word of activations for each of ``buffers`` lanes: half a chunk, one or two.
     """
+    word = config.word_values
     lanes = lane_positions(config)
     streams = [[k for lane in lanes[b::config.buffers] for k in lane]
                for b in range(config.buffers)]
-    return [k for i in range(0, len(streams[0]), 4) for s in streams for k in s[i:i + 4]]
+    return [k for i in range(0, len(streams[0]), word) for s in streams for k in s[i:i + word]]
 
 
 def side_fields(config):
     """Bit offsets in a beat's sideband: ``{(column, point): (scale offset, zero-sign offset)}``."""
+    if not config.scaled:
+        return {}
     width = SCALE_BITS + 1
     return {(c, t): ((c * config.scale_points + t) * width,
                      (c * config.scale_points + t) * width + SCALE_BITS)

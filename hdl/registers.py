@@ -72,7 +72,7 @@ REGISTERS = {r.name: r for r in (
     Register("MAGIC", 0x00, "r", "0x4C555452, the letters LUTR"),
     Register("VERSIONS", 0x04, "r", "[7:0] instruction set version, [15:8] register map version"),
     Register("DIGEST", 0x08, "r", "first 32 bits of the build digest"),
-    Register("FORMAT", 0x0C, "r", "[3:0] format (0 bitserial, 1 psumbook), [7:4] family "
+    Register("FORMAT", 0x0C, "r", "[3:0] format (0 bitserial, 1 psumbook, 2 kmeans), [7:4] family "
                                   "(0 portable, 1 ecp5, 2 xilinx7), [8] int16 activations, "
                                   "[9] zero points, [10] epilogue, [11] counters, [15:12] v, "
                                   "[19:16] b"),

@@ -12,7 +12,8 @@ from amaranth.lib.wiring import In, Out
 from hdl.beat import Flags, Kind, side_slices
 from hdl.builder import builder
 from hdl.cell import Cell, Timing
-from hdl.parts import ByteRAM, delay
+from hdl.config import TOKEN_BEAT
+from hdl.parts import WordRAM, delay
 from hdl.prepare import places, slot_bits
 from hdl.tables import Tables, sections
 from hdl.walk import walk
@@ -25,7 +26,8 @@ def array_input(config):
 
     ``codes``, ``side`` and ``flags`` are the stream register, a beat for the array if ``gather`` is
     set; a beat of LOAD was in ``codes`` a cycle before, for ``slot`` of the buffers that ``places``
-    names (one-hot; zero: none).  ``walk`` is a step of building tables (:func:`hdl.walk.walk`),
+    names (one-hot; zero: none).  A beat of a ``kmeans`` token is in ``values`` instead, when
+    ``places`` is set.  ``walk`` is a step of building tables (:func:`hdl.walk.walk`),
     ``biases`` what is added to the first plane of the column that is at cycle ``column`` of
     :class:`~hdl.cell.Timing`.  ``banks`` is the flag ``bank`` for each section of tables, see
     :class:`hdl.tables.Tables`.
@@ -34,6 +36,7 @@ def array_input(config):
         "codes": config.code_bits, "side": config.side_bits, "flags": Flags, "gather": 1,
         "banks": sections(config),
         "places": places(config), "slot": slot_bits(config),
+        "values": config.value_bits * TOKEN_BEAT * (config.format == "kmeans"),
         "walk": walk(config),
         "biases": data.ArrayLayout(signed(config.column_bits), config.columns)})
 
@@ -80,17 +83,20 @@ class Rows(wiring.Component):
 
         # Building: a byte per buffer and row, sums of them into the tables.
         entries = []
-        lanes_per_beat = config.load_bytes // 4
-        loaded = delay(m, self.i.codes[:32 * lanes_per_beat], 1, name="loaded")
+        words_per_beat = config.load_values // config.word_values
+        word_bits = config.word_values * config.value_bits
+        loaded = self.i["values"] if config.format == "kmeans" else delay(
+            m, self.i.codes[:word_bits * words_per_beat], 1, name="loaded")
         for r in self.rows:
             row = []
             for b in range(config.buffers):
-                part, lane = divmod(b, lanes_per_beat)
-                m.submodules[f"buffer_{r}_{b}"] = ram = ByteRAM(config.activation_depth,
-                                                                config.family)
+                part, word = divmod(b, words_per_beat)
+                m.submodules[f"buffer_{r}_{b}"] = ram = WordRAM(
+                    config.activation_depth, config.family, parts=config.word_values,
+                    bits=config.value_bits)
                 m.d.comb += [
                     ram.write_address.eq(self.i.slot),
-                    ram.write_data.eq(loaded[32 * lane:32 * lane + 32]),
+                    ram.write_data.eq(loaded[word_bits * word:word_bits * (word + 1)]),
                     ram.write_enable.eq(self.i.places[part * config.rows + r]),
                     ram.read_address.eq(self.i.walk.read_address)]
                 row.append(ram.read_data)
@@ -139,12 +145,13 @@ class Rows(wiring.Component):
                 tables.write_bank.eq(self.i.walk.bank)]
             for i, r in enumerate(self.rows):
                 m.submodules[f"cell_{c}_{r}"] = cell = Cell(config)
-                zero_signs = [z for _, z in side_slices(config, signs, c)]
+                if config.scaled:
+                    m.d.comb += [
+                        *(cell.scales[t].eq(s)
+                          for t, (s, _) in enumerate(side_slices(config, scales, c))),
+                        cell.zero_signs.eq(Cat(z for _, z in side_slices(config, signs, c)))]
                 m.d.comb += [
                     cell.values.eq(tables.values[i]), cell.signs.eq(tables.signs),
-                    *(cell.scales[t].eq(s)
-                      for t, (s, _) in enumerate(side_slices(config, scales, c))),
-                    cell.zero_signs.eq(Cat(*zero_signs)),
                     cell.sum_clear.eq(trail[timing.zero - 1].clear),
                     cell.sum_capture.eq(trail[timing.zero].capture),
                     cell.column_valid.eq(trail[timing.column].codes),

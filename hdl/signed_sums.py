@@ -12,7 +12,7 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from hdl.parts import ByteRAM, add_select, delay
+from hdl.parts import WordRAM, add_select, delay
 from hdl.walk import builder_members, walk_members
 
 __all__ = ["SignedSumBuilder", "SignedSumWalk", "Step", "StepCounter", "step_program"]
@@ -143,17 +143,17 @@ class SignedSumWalk(wiring.Component):
             Cat(position[:2], slot_now | position[2:], tile_now))
 
         # The bytes arrive, the builders add, the entries are written.
-        now = delay(m, steps.step, ByteRAM.LATENCY, name="step")
-        here = delay(m, what, ByteRAM.LATENCY, name="what", resettable=True)
+        now = delay(m, steps.step, WordRAM.LATENCY, name="step")
+        here = delay(m, what, WordRAM.LATENCY, name="what", resettable=True)
         m.d.comb += [
             self.walk.step.restart.eq(now.restart), self.walk.step.double.eq(now.double),
             self.walk.step.negate.eq(now.negate),
-            self.walk.step.unsigned.eq(delay(m, self.unsigned, 1 + ByteRAM.LATENCY,
+            self.walk.step.unsigned.eq(delay(m, self.unsigned, 1 + WordRAM.LATENCY,
                                              name="unsigned"))]
         there = delay(m, here, SignedSumBuilder.LATENCY, name="write", resettable=True)
         # One-hot: the lane group whose entries come.
         into = delay(m, Cat(self.start, group_end),
-                     ByteRAM.LATENCY + SignedSumBuilder.LATENCY + 1, name="into", resettable=True)
+                     WordRAM.LATENCY + SignedSumBuilder.LATENCY + 1, name="into", resettable=True)
         with m.If(into[0]):
             m.d.sync += self.walk.group.eq(1)
         with m.Elif(into[1]):

@@ -32,8 +32,8 @@ class Store(wiring.Component):
     keeps column steps :func:`spacing` cycles apart and stops while the memory has no room.
 
     Accumulators are written as 64-bit numbers, cell after cell of a column step.  int8 results are
-    written as LOAD reads activations: ``load_bytes`` columns of a row to a beat, rows beat by beat;
-    a tile must have a multiple of eight columns.
+    written as LOAD reads activations: ``load_values`` columns of a row to a beat, rows beat by
+    beat; a tile must have a multiple of eight columns.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ class Store(wiring.Component):
         address = beat
         if config.epilogue:
             word, word_valid, word_row = self._requantised(m, going, held, index)
-            limit = config.load_bytes // 8      # words of a beat that LOAD reads
+            limit = config.load_values // 8      # words of a beat that LOAD reads
             row_last = word_row.all() if rows > 1 else 1
             if rows > 1:
                 address = Mux(int8, Cat(word_row, beat[rows.bit_length() - 1:]), beat)

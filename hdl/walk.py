@@ -15,11 +15,11 @@ def step(config):
     """What the builders do in a cycle.
 
     ``bitserial``: with the byte of each activation buffer, see :class:`hdl.signed_sums.Step`; it
-    is the low byte of an int16 if ``unsigned``.  ``psumbook``: ``shift``, take the byte as the
+    is the low byte of an int16 if ``unsigned``.  Others: ``shift``, take the activation as the
     next of the next chunk (a bit for each builder of a buffer); ``capture``, from now on multiply
     by the chunk that was taken; ``centroid``, by this, an int8 for each weight.
     """
-    if config.format == "psumbook":
+    if config.format != "bitserial":
         return data.StructLayout({"shift": config.builders // config.buffers, "capture": 1,
                                   "centroid": 8 * config.v})
     return data.StructLayout({"restart": 1, "double": 1, "negate": 1, "unsigned": 1})
@@ -28,12 +28,12 @@ def step(config):
 def walk(config):
     """A step of building tables, each field at its own time.
 
-    ``read_address`` of the buffers, lowest bits a byte of a word; :data:`ByteRAM.LATENCY` later
-    ``step``, what the builders do with the byte; when it comes out of them, where the entry goes:
+    ``read_address`` of the buffers, lowest bits a part of a word; :data:`WordRAM.LATENCY` later
+    ``step``, what the builders do with what comes; when it comes out of them, where the entry goes:
     ``entry`` of ``bank`` in the lanes of ``group`` (one-hot; zero: nowhere).
     """
     return data.StructLayout({
-        "read_address": (config.activation_depth - 1).bit_length() + 2,
+        "read_address": (config.token_values // config.buffers - 1).bit_length(),
         "step": step(config),
         "group": len(config.lane_groups), "entry": config.index_bits(max(config.chunks)),
         "bank": 1})
@@ -74,7 +74,7 @@ def builder_members(config):
     Builder `b` of B serves the lanes congruent to b modulo B; all work in lock step, one entry per
     builder and cycle, without back-pressure.
 
-    word : In(8 * buffers)
+    word : In(value_bits * buffers)
         One activation per buffer; buffer `i` of B' serves the builders congruent to i modulo B'.
     step : In(step)
         What to do in this cycle.
@@ -82,5 +82,5 @@ def builder_members(config):
         As late as the format says.
     """
     width = config.entry_bits(max(config.chunks))
-    return {"word": In(8 * config.buffers), "step": In(step(config)),
+    return {"word": In(config.value_bits * config.buffers), "step": In(step(config)),
             "entries": Out(data.ArrayLayout(signed(width), config.builders))}

@@ -80,7 +80,7 @@ def arrange(xq, positions, padded, config: EngineConfig):
 
     Parameters
     ----------
-    xq : integers [rows or fewer, K], each fitting a byte (signed or unsigned)
+    xq : integers [rows or fewer, K], each fitting a byte (signed or unsigned), or ``value_bytes``
     positions : int [K]
         Where each column lies in the padded K of the weight image.
     padded : int
@@ -89,12 +89,13 @@ def arrange(xq, positions, padded, config: EngineConfig):
     Returns
     -------
     uint8 [beats, beat_bytes]
-        ``load_bytes`` of each beat are used; the rows follow each other beat by beat.
+        ``load_values`` of each beat are used; the rows follow each other beat by beat.
     """
-    rows = np.zeros((config.rows, padded), np.uint8)
-    rows[:len(xq), positions] = xq.astype(np.int64).astype(np.uint8)
+    rows = np.zeros((config.rows, padded), f"<u{config.value_bytes}")
+    rows[:len(xq), positions] = xq.astype(np.int64).astype(rows.dtype)
     tiles = rows.reshape(config.rows, -1, config.tile_k)[..., activation_order(config)]
-    parts = tiles.reshape(config.rows, -1, config.load_bytes).transpose(1, 0, 2)
+    parts = tiles.reshape(config.rows, -1, config.load_values).transpose(1, 0, 2)
+    parts = np.ascontiguousarray(parts).view(np.uint8)
     beats = np.zeros((*parts.shape[:2], config.beat_bytes), np.uint8)
-    beats[..., :config.load_bytes] = parts
+    beats[..., :parts.shape[2]] = parts
     return beats.reshape(-1, config.beat_bytes)

@@ -1,9 +1,10 @@
 """Compiler: quantised matrices and token groups to programs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hdl.config import EngineConfig
 from hdl.isa import Instruction, Opcode, Target
+from host.errors import CapacityError
 
 __all__ = ["LayerCode", "matmul_program"]
 
@@ -16,9 +17,11 @@ class LayerCode:
     ----------
     tiles : list of (beat address, column steps)
     k_tiles, planes, codebooks : int
-    centroids : (beat address, beats)
-        Of the codebooks; no beats where there are none.
+    books : list of (Buffer, beat address, beats)
+        Codebooks to load first.
     zero, requant : bool
+    token : (elements, outliers on each side) or None
+        Of tokens that the device encodes.
     """
 
     tiles: list
@@ -26,20 +29,31 @@ class LayerCode:
     planes: int
     zero: bool
     codebooks: int = 1
-    centroids: tuple = (0, 0)
+    books: list = field(default_factory=list)
     requant: bool = False
+    token: tuple | None = None
 
     @classmethod
     def at(cls, address, image):
         """The code of a :class:`host.pack.Image` that lies at a beat address."""
+        books, at = [], address
+        for buffer, count in image.codebooks_first:
+            books.append((buffer, at, count))
+            at += count
         return cls(tiles=[(address + beat, steps) for beat, steps in image.tiles],
                    k_tiles=image.k_tiles, planes=image.planes, zero=image.zero,
-                   codebooks=image.codebooks, centroids=(address, image.centroids),
-                   requant=image.requant)
+                   codebooks=image.codebooks, books=books, requant=image.requant,
+                   token=image.token)
 
 
-def _prepare(config, address, local, tiles, *, unsigned, codebooks, load, first):
-    """LOAD and BUILD of `tiles` K tiles; the first tile by itself where nothing hides it."""
+def _prepare(config, address, local, tiles, *, unsigned, codebooks, load, first, token):
+    """LOAD and BUILD of `tiles` K tiles; the first tile by itself where nothing hides it.
+
+    Before them TOPK, for a `token` that the device encodes.
+    """
+    if token is not None:
+        length, k = token
+        yield Instruction.make("TOPK", length=length, k=k, address=address)
     beats, words = config.tile_beats, config.tile_slots
     done = 0
     for part in ([1, tiles - 1] if first and tiles > 1 else [tiles]):
@@ -57,6 +71,11 @@ def _chunks(config, layer, passes):
     if passes * layer.k_tiles * words <= config.activation_depth \
             and layer.k_tiles * layer.codebooks <= 2**10:
         return True, [(0, layer.k_tiles)]
+    if layer.token is not None:
+        raise CapacityError(
+            f"the activation buffers must hold a whole token: they have room for "
+            f"{config.token_values} elements, and it has {layer.token[0]}, "
+            f"{layer.k_tiles * config.tile_k} with padding; use a larger activation_bytes")
     most = min(config.activation_depth // words, 2**10 // layer.codebooks)
     return False, [(k, min(most, layer.k_tiles - k)) for k in range(0, layer.k_tiles, most)]
 
@@ -87,9 +106,8 @@ def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
     resident, chunks = _chunks(config, layer, passes)
     k_beats = 2 * layer.zero        # of a K tile
     program = []
-    address, count = layer.centroids
-    if count:
-        program.append(Instruction.make("LOAD", codebook=1, count=count, address=address))
+    for buffer, address, count in layer.books:
+        program.append(Instruction.make("LOAD", buffer=buffer, count=count, address=address))
     first = True
     for activations, results in groups:
         for number, (address, steps) in enumerate(layer.tiles):
@@ -100,14 +118,15 @@ def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
                     config, activations + (p * layer.k_tiles + k) * beats,
                     p * layer.k_tiles * words if resident else 0, tiles,
                     unsigned=p == 1, codebooks=layer.codebooks,
-                    load=not (resident and number), first=first))
+                    load=not (resident and number), first=first,
+                    token=None if number or index else layer.token))
                 gather = Instruction.make(
                     "LMMA", first=index == 0, last=last, zero=layer.zero,
                     high=passes == 2 and p == 0, requant=layer.requant, planes=layer.planes,
                     tiles=tiles * layer.codebooks, columns=steps,
                     address=address + k * layer.codebooks * (k_beats + steps * layer.planes))
                 # The queues hold one instruction each: what starts first comes first.
-                split = 2 if prepare[0].opcode is Opcode.LOAD else 1
+                split = 1 + [i.opcode for i in prepare].index(Opcode.BUILD)
                 program += prepare[:split]
                 program.append(gather)
                 if last:
@@ -118,5 +137,5 @@ def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
             if target == Target.ACCUMULATORS:
                 results += -(-steps * config.cells * 8 // config.beat_bytes)
             else:
-                results += -(-steps * config.columns // config.load_bytes) * config.rows
+                results += -(-steps * config.columns // config.load_values) * config.rows
     return program

@@ -191,15 +191,9 @@ class Device(Bound):
         return self.images.memory
 
     @property
-    def _side_stride(self):
-        """Bytes between the sidebands of consecutive beats."""
-        words = -(-self.engine.side_bits // 32)
-        return 4 << (words - 1).bit_length()
-
-    @property
     def link_bytes(self):
         """Bytes that a beat with its sideband takes on the link."""
-        return self.engine.beat_bytes + self._side_stride
+        return self.engine.beat_bytes + self.engine.side_stride
 
     @exclusive
     def write_beats(self, address, data, side=None, meter=None):
@@ -215,8 +209,8 @@ class Device(Bound):
             Told what is done.
         """
         parts = [(base_of(Space.MEMORY) + address * self.engine.beat_bytes, data)]
-        if side is not None:
-            stride = self._side_stride
+        if side is not None and self.engine.scaled:
+            stride = self.engine.side_stride
             spread = np.zeros((len(side), stride // 4), np.uint32)
             spread[:, :side.shape[1]] = side
             parts.append((base_of(Space.SIDEBAND) + address * stride, spread))
@@ -415,7 +409,7 @@ class Layer(Bound):
         self._freed = False
         self._release = None
         if out == "float":      # the others live in a chain, with its scales
-            self._place(8, meter)
+            self._place(q.token_bits, meter)
 
     def _place(self, bits, meter):
         """Have the matrix on the device, for activations of `bits` bits."""
@@ -437,7 +431,7 @@ class Layer(Bound):
     def _prove(self, bits):
         """Refuse a matrix whose accumulators could overflow."""
         limit = min(EXACT_BITS, self.device.engine.accumulator_bits - 1)
-        bound = self.q.row_bound * (127 if bits == 8 else 32768)
+        bound = self.q.row_bound * self.q.activation_bound(bits)
         if bound >= 2**EXACT_BITS or (bits == 8 and bound >= 2**limit):
             raise CapacityError(
                 f"accumulators must stay below {limit} bits for {bits}-bit activations; this "
@@ -484,9 +478,11 @@ class Layer(Bound):
                                 "with out='float' to call it")
         N, K = self.q.shape
         flat, lead = activations.check(x, K)
-        xq, scale = activations.quantize_tokens(activations.stored(flat, self.q))
-        acc = self._accumulate(xq, 8, Meter(progress))
-        return real(acc, self, scale.astype(np.float64)[:, None]).reshape(*lead, N)
+        xq, scale = activations.quantize_tokens(activations.stored(flat, self.q),
+                                                self.q.token_bits)
+        acc = self._accumulate(xq, self.q.token_bits, Meter(progress))
+        units = self.q.token_units(xq, scale)
+        return real(acc, self, units.astype(np.float64)[:, None]).reshape(*lead, N)
 
     @exclusive
     def integers(self, xq, progress=None):
@@ -512,14 +508,14 @@ class Layer(Bound):
             raise ArgumentError("activations must fit int16, -32768..32767, not "
                                 f"{low if low < -32768 else high}")
         flat = xq.reshape(-1, K).astype(np.int64)
-        bits = 8 if -127 <= low and high <= 127 else 16
+        bits = 8 if -127 <= low and high <= 127 and self.q.token_bits == 8 else 16
         return self._accumulate(flat, bits, Meter(progress)).reshape(*xq.shape[:-1], N)
 
     def _accumulate(self, xq, bits, meter):
         """int64 [M, N] accumulators of integer tokens [M, K]."""
         self._place(bits, meter)
         device, engine, image = self.device, self.device.engine, self._image
-        passes = bits // 8
+        passes = bits // self.q.token_bits      # int16 where tokens are int8: two byte planes
         N, K = self.q.shape
         M = len(xq)
         out = np.zeros((M, N), np.int64)

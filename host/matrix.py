@@ -169,6 +169,8 @@ class QuantizedMatrix(ABC):
     """Bit planes of a code, each a gather of its own."""
     codebooks = 1
     """Codebooks whose entries add up, each a gather of its own."""
+    token_bits = 8
+    """Bits of the integers that a call makes of its activations: 8 or 16."""
     zeros: np.ndarray | None = None
     """Zero points [N, groups], where the format has them."""
 
@@ -179,6 +181,25 @@ class QuantizedMatrix(ABC):
         step = max(1, 2**22 // K)
         return max(int(np.abs(self.integer_weights(slice(n, n + step))).sum(axis=1).max())
                    for n in range(0, N, step))
+
+    def activation_bound(self, bits):
+        """Largest magnitude that multiplies a weight, for activations of `bits` bits."""
+        return 127 if bits == 8 else 32768
+
+    def token_units(self, xq, scale):
+        """Real value of the activations' unit in accumulators, of every token.
+
+        Parameters
+        ----------
+        xq : integers [M, K]
+        scale : float32 [M]
+            Real value of a unit of `xq`.
+
+        Returns
+        -------
+        float32 [M]
+        """
+        return scale
 
     @abstractmethod
     def integer_weights(self, rows=slice(None)):

@@ -3,10 +3,11 @@
 An image is ``[N tile][K tile][codebook][column step][plane, most significant first]``, one beat
 each.  Where the matrix has zero points, each K tile starts with two beats whose codes are all plus
 and all minus: they make the array sum its activations.  Where it has codebooks, the image starts
-with them.
+with them, and with the activations' codebook of a kmeans matrix.
 """
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from weakref import WeakKeyDictionary
@@ -14,7 +15,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from hdl.config import MAX_DIM, MIN_COLUMNS, EngineConfig
+from hdl.isa import Buffer
 from hdl.layout import PARAMETER_FIELDS, lane_positions, side_fields
+from hdl.token_units import BOUNDARY_BITS, CENTROID_BITS, GAIN_WORD, NEVER
 from host.errors import CapacityError
 
 __all__ = ["Image", "pack", "packed", "spread"]
@@ -36,14 +39,16 @@ class Image:
     k_tiles : int
     planes, codebooks : int
         Beats of codes per column step and K tile: of each codebook, one per plane.
-    centroids : int
-        Beats of centroids, before the first tile.
+    codebooks_first : list of (Buffer, beats)
+        What lies before the first tile, and where LOAD brings it.
     zero, requant : bool
         Whether K tiles start with sum beats; whether columns of the last start with parameters.
     positions : int [K]
         Where each stored column lies in the padded K.
     padded_k : int
         K as the engine walks it.
+    token : (elements, outliers on each side) or None
+        Of tokens that the device encodes.
     padding : float
         Part of the codes that is padding.
     """
@@ -54,12 +59,13 @@ class Image:
     k_tiles: int
     planes: int
     codebooks: int
-    centroids: int
+    codebooks_first: list
     zero: bool
     requant: bool
     positions: np.ndarray
     padded_k: int
     padding: float
+    token: tuple | None = None
 
     @cached_property
     def digest(self):
@@ -138,17 +144,47 @@ def _centroid_codes(q, rows, padded, positions, config):
     return (codes[..., None] >> np.arange(b) & 1).reshape(*codes.shape[:3], 1, -1)
 
 
-_CODES = {"bitserial": _plane_codes, "psumbook": _centroid_codes}
+def _index_codes(q, rows, padded, positions, config):
+    """Codes of a kmeans matrix as bits: uint8 [rows, tiles, 1, 1, column_code_bits]."""
+    codes = np.zeros((len(rows), padded), np.uint8)
+    codes[:, positions] = q.codes[rows]
+    lanes = codes.reshape(len(rows), -1, config.tile_k)[:, :, lane_positions(config)]
+    bits = lanes[..., None] >> np.arange(config.b // config.v) & 1
+    return bits.reshape(*lanes.shape[:2], 1, 1, -1)
 
 
-def _centroid_beats(q, config):
-    """Beats for the codebook buffer, four centroids each: uint8 [beats, beat_bytes]."""
-    if q.format != "psumbook":
-        return np.zeros((0, config.beat_bytes), np.uint8)
-    words = q.centroids.reshape(-1, 4, config.v).transpose(0, 2, 1).reshape(-1, 4 * config.v)
+_CODES = {"bitserial": _plane_codes, "psumbook": _centroid_codes, "kmeans": _index_codes}
+
+
+def _beats(words, config):
+    """Words as the low bytes of beats: uint8 [beats, beat_bytes]."""
+    words = np.ascontiguousarray(words).view(np.uint8)
     beats = np.zeros((len(words), config.beat_bytes), np.uint8)
-    beats[:, :words.shape[1]] = words.view(np.uint8)
+    beats[:, :words.shape[1]] = words
     return beats
+
+
+def _codebooks(q, config):
+    """What an image starts with: a list of (Buffer, uint8 [beats, beat_bytes])."""
+    if q.format == "bitserial":
+        return []
+    if q.format == "psumbook":
+        tuples = q.centroids.reshape(-1, config.v)
+    else:       # of a chunk's indexes, the first in the lowest bits
+        tuples = np.array(list(itertools.product(q.centroids, repeat=config.v)))[:, ::-1]
+    words = tuples.reshape(-1, 4, config.v).transpose(0, 2, 1).reshape(-1, 4 * config.v)
+    books = [(Buffer.CENTROIDS, _beats(words, config))]
+    if q.format == "kmeans":
+        entries = np.zeros(GAIN_WORD + 1, "<u4")
+        entries[:GAIN_WORD] = NEVER << CENTROID_BITS
+        centroids = q.activation_centroids.astype(np.int64)
+        entries[:len(centroids)] = entries[:len(centroids)] | centroids & 2**CENTROID_BITS - 1
+        boundaries = (centroids[1:] + centroids[:-1]) & 2**BOUNDARY_BITS - 1
+        entries[:len(boundaries)] = (entries[:len(boundaries)] & 2**CENTROID_BITS - 1
+                                     | boundaries << CENTROID_BITS)
+        entries[GAIN_WORD] = q.gain
+        books.append((Buffer.ACTIVATION_CODEBOOK, _beats(entries[:, None], config)))
+    return books
 
 
 def _bytes(bits, size):
@@ -181,7 +217,8 @@ def pack(q, config: EngineConfig, parameters=None, order=None):
         raise CapacityError(f"N and K must be at most {MAX_DIM}, not {N} and {K}")
     order = np.arange(N) if order is None else np.asarray(order)
     outputs = len(order)
-    scales = np.where(order[:, None] >= 0, q.scales[order], 0)
+    scales = np.where(order[:, None] >= 0, q.scales[order], 0) if config.scaled else np.zeros(
+        (outputs, 1), np.uint16)
     zeros = None if q.zeros is None else q.zeros[order]
     group_size = q.config.group_size
     planes, codebooks = q.planes, q.codebooks
@@ -207,12 +244,11 @@ def pack(q, config: EngineConfig, parameters=None, order=None):
         point_zeros = np.where(real, zeros[:, group], 0).reshape(outputs, k_tiles, T)
 
     fields = side_fields(config)
-    side_words = -(-config.side_bits // 32)
-    centroids = _centroid_beats(q, config)
-    data_parts = [centroids]
-    side_parts = [np.zeros((len(centroids), config.side_bits), np.uint8)]
+    books = _codebooks(q, config)
+    beats = sum(len(book) for _, book in books)
+    data_parts = [book for _, book in books]
+    side_parts = [np.zeros((beats, config.side_bits), np.uint8)]
     tiles = []
-    beats = len(centroids)
     tile_width = config.n_tile * C
     for start in range(0, outputs, tile_width):
         n = min(tile_width, outputs - start)
@@ -241,7 +277,7 @@ def pack(q, config: EngineConfig, parameters=None, order=None):
                 blank = np.zeros((steps, 1, config.side_bits), np.uint8)
                 tile_side = np.concatenate([blank, tile_side], axis=1)
             tile_data = _bytes(tile_data, config.beat_bytes)
-            tile_side = tile_side.reshape(-1, config.side_bits)
+            tile_side = tile_side.reshape(len(tile_data), config.side_bits)
             if zeros is not None:
                 sums = np.zeros((SUM_BEATS, C * width), np.uint8)
                 sums[1] = np.tile(_minus_bits(config), C)
@@ -251,14 +287,16 @@ def pack(q, config: EngineConfig, parameters=None, order=None):
             data_parts.append(tile_data)
             side_parts.append(tile_side)
             beats += len(tile_data)
-    padded_side = np.zeros((beats, 32 * side_words), np.uint8)
+    padded_side = np.zeros((beats, 32 * config.side_words), np.uint8)
     padded_side[:, :config.side_bits] = np.concatenate(side_parts)
     side = np.packbits(padded_side, axis=1, bitorder="little").view("<u4")
     total_steps = sum(steps for _, steps in tiles)
     return Image(data=np.concatenate(data_parts), side=side, tiles=tiles, k_tiles=k_tiles,
-                 planes=planes, codebooks=codebooks, centroids=len(centroids),
+                 planes=planes, codebooks=codebooks,
+                 codebooks_first=[(buffer, len(book)) for buffer, book in books],
                  zero=zeros is not None, requant=parameters is not None, positions=positions,
-                 padded_k=padded, padding=1 - N * K / (total_steps * C * padded))
+                 padded_k=padded, padding=1 - N * K / (total_steps * C * padded),
+                 token=(K, q.outlier_count) if q.format == "kmeans" else None)
 
 
 def _parameter_beats(parameters, start, n, steps, config):

@@ -6,13 +6,15 @@ ideal but for a cost per beat; the stages overlap as the program lets them.
 
 from dataclasses import dataclass
 
-from hdl.config import MIN_COLUMNS, EngineConfig
+from hdl.config import MIN_COLUMNS, TOKEN_BEAT, EngineConfig
+from hdl.token_units import ENCODE_CYCLES, GAIN_WORD
 from host.pack import SUM_BEATS, spread
 
 __all__ = ["Pass", "build_cycles", "matmul_cycles", "one_pass"]
 
 _START = 2          # cycles between two tables' walks
 _PIPELINE = 90      # from the start of a program to its end, beside everything counted below
+_SHOWN, _DIVIDE, _NEAR, _MATCH, _POP = 20, 60, 8, 4, 17     # of TOPK
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,9 @@ def build_cycles(engine: EngineConfig):
     """Cycles that the tables of a K tile take, with one codebook.
 
     ``bitserial``: ``v + 2**(v-1) - 1`` per group of ``builders`` lanes, the Gray code of a half
-    table; ``psumbook``: ``2**b``, an entry per cycle.
+    table; others: ``2**b``, an entry per cycle.
     """
-    if engine.format == "psumbook":
+    if engine.format != "bitserial":
         return len(engine.lane_groups) * 2**engine.b + _START
     return sum(v + 2**(v - 1) - 1 for v in engine.lane_groups) + _START
 
@@ -98,6 +100,8 @@ def matmul_cycles(engine: EngineConfig, q, tokens, *, beat_cost=1.0):
     work = one_pass(engine, q.shape, group_size=q.config.group_size, planes=q.planes,
                     codebooks=q.codebooks, zeros=q.zeros is not None)
     build = build_cycles(engine)
+    if engine.format == "kmeans":
+        return _token_cycles(engine, q, tokens, work, build, beat_cost)
     groups = -(-tokens // engine.rows)
     load = engine.tile_beats * beat_cost
     codebooks = 2**engine.b / 4 * q.codebooks * beat_cost if engine.format == "psumbook" else 0
@@ -109,3 +113,29 @@ def matmul_cycles(engine: EngineConfig, q, tokens, *, beat_cost=1.0):
     # Nothing is built while the very last K tile is gathered from.
     unbuilt = max(0, build - work.tiles[-1] - 1)
     return _PIPELINE + codebooks + build + groups * (loads + gathers + spaced) - unbuilt
+
+
+def topk_cycles(length, k):
+    """Cycles that TOPK takes for a row: its trees are finished, then `k` popped from each."""
+    levels = (-(-length // TOKEN_BEAT) - 1).bit_length()
+    return (_SHOWN + 2 * 2**levels + min(2**levels, _NEAR) * _MATCH + 2 * k * (_POP + levels)
+            + _DIVIDE)
+
+
+def _token_cycles(engine, q, tokens, work, build, beat_cost):
+    """Cycles of a matmul whose tokens the device encodes: by what waits for what."""
+    tile_load = engine.tile_beats * max(ENCODE_CYCLES, beat_cost)
+    codebooks = (2**engine.b / 4 + GAIN_WORD + 1) * beat_cost
+    prepared = gathered = _PIPELINE + codebooks     # when each stage is free
+    free = [0.0, 0.0]                               # when each table bank is
+    for _ in range(-(-tokens // engine.rows)):
+        prepared += engine.rows * topk_cycles(q.shape[1], q.outlier_count)
+        for number, tile in enumerate(work.tiles):
+            for k in range(work.k_tiles):
+                if number == 0:
+                    prepared += tile_load * (1 if k == 0 else work.k_tiles - 1 if k == 1 else 0)
+                prepared = max(prepared, free[0]) + build
+                last = engine.store_beats if k == work.k_tiles - 1 else 1
+                gathered = max(prepared, gathered) + tile * max(last, beat_cost) + 1
+                free = [free[1], gathered]
+    return gathered

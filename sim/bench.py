@@ -18,7 +18,7 @@ from hdl import commandline
 from hdl.config import EngineConfig
 from hdl.errors import LutraError
 from host.cli.matrix import check_out
-from sim import psumbook_bench, quantizer_bench
+from sim import kmeans_bench, psumbook_bench, quantizer_bench
 from sim.measure import identity, largest, measure, random_layer, routed
 
 __all__ = ["main"]
@@ -228,6 +228,9 @@ _MEASURE = {"core": core_rows, "memory": memory_rows, "arrays": arrays_rows,
             "simulator": simulator_rows, "psumbook-core": psumbook_bench.core_rows,
             "psumbook-arrays": psumbook_bench.baseline_rows,
             "psumbook-utilization": psumbook_bench.utilization_rows,
+            "kmeans-core": kmeans_bench.core_rows,
+            "kmeans-utilization": kmeans_bench.utilization_rows,
+            "kmeans-error": kmeans_bench.error_rows, "kmeans-token": kmeans_bench.token_rows,
             "quantizer-error": quantizer_bench.error_rows,
             "quantizer-outputs": quantizer_bench.calibration_rows}
 SECTIONS = tuple(_MEASURE)

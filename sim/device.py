@@ -38,6 +38,11 @@ def default_engine(format="bitserial", **fields: Any) -> dict[str, Any]:
                        scale_points=max(1, lanes * v // 128),
                        block_ram_blocks=lanes * v // 32 if b > 5 else 0, zero_points=False,
                        activation_bits=8)
+    if format == "kmeans":
+        v, b = fields.get("v", 2), fields.get("b", 8)
+        lanes = fields.get("lanes", engine["lanes"])
+        engine |= dict(v=v, b=b, builders=8, scale_points=1, zero_points=False, epilogue=False,
+                       block_ram_blocks=lanes * v // 32 if b > 5 else 0)
     return engine | fields
 
 
@@ -185,7 +190,7 @@ class SimTransport(Transport):
     def _write_side(self, offset, data):
         import numpy as np
 
-        stride = self.config.side_stride
+        stride = self.config.engine.side_stride
         first, rest = divmod(offset, stride)
         rows = np.frombuffer(data, np.uint32).reshape(-1, stride // 4)
         side = self.model.side

@@ -10,7 +10,7 @@ import numpy as np
 
 from host.errors import ArgumentError
 
-__all__ = ["chain", "integers", "matmul", "requantize"]
+__all__ = ["chain", "integers", "matmul", "requantize", "token_values"]
 
 EXACT = 2**53
 
@@ -42,21 +42,62 @@ def integers(q, xq):
     if xq.shape[-1] != K:
         raise ArgumentError(f"activations must have shape [..., {K}], not {list(xq.shape)}")
     flat = xq.reshape(-1, K)
+    if q.format == "kmeans":
+        flat = np.array([token_values(q, token)[0] for token in flat], np.int64).reshape(-1, K)
     return _exact_matmul(flat, q.integer_weights()).reshape(*xq.shape[:-1], N)
 
 
+def token_values(q, xq):
+    """A token as a kmeans matrix takes it: centroids, and outliers as they are.
+
+    By division, distances and sorting; the device has a factor, boundaries and two tournaments.
+
+    Parameters
+    ----------
+    q : host.formats.kmeans.KMeansMatrix
+    xq : int64 [K]
+        int16 activations.
+
+    Returns
+    -------
+    values : int64 [K]
+        In units of the activation codebook; where all but outliers are 0, so are their values.
+    unit : Fraction
+        What such a unit is, in units of `xq`.
+    """
+    xq = [int(x) for x in xq]
+    # Ties: the largest that came first; the smallest that is first in the order of index ^ 1.
+    K, k = len(xq), q.outlier_count
+    largest = sorted(range(K), key=lambda i: (-xq[i], i))[:k]
+    smallest = sorted(range(K), key=lambda i: (xq[i], i ^ 1))[:k]
+    outliers = {*largest, *smallest}
+    total = sum(abs(x) for i, x in enumerate(xq) if i not in outliers)
+    # The finest of four shifts with which the quotient has at most 17 bits.
+    fitting = [(q.gain * one // (256 * total), one) for one in (2**15, 2**20, 2**25, 2**30)
+               if q.gain * one < 256 * total * 2**17]
+    factor, one = max(fitting) if fitting else (2**17 - 1, 2**15)
+    half = np.array([2 * x * factor // one for x in xq])
+    centroids = q.activation_centroids[::-1].astype(np.int64)       # of two as near the larger
+    nearest = np.abs(2 * centroids - half[:, None]).argmin(axis=1)
+    values = centroids[nearest] if total else np.zeros(K, np.int64)
+    for i in outliers:
+        values[i] = (half[i] + 1) // 2
+    return values, Fraction(one, factor)
+
+
 def _tokens(q, x):
-    """int8 activations and float32 scales of float tokens [M, K], by the numeric contract."""
+    """Integer activations and float32 scales of float tokens [M, K], by the numeric contract."""
     x = np.asarray(x, np.float32)
     if q.permutation is not None:
         x = np.take(x, q.permutation, axis=1)
     if q.input_scale is not None:
         x = np.multiply(x, q.input_scale, dtype=np.float32)
     peak = np.maximum(x.max(axis=1, initial=0), -x.min(axis=1, initial=0))
-    scale = np.divide(peak, np.float32(127), dtype=np.float32)
+    largest = 32767 if q.format == "kmeans" else 127
+    scale = np.divide(peak, np.float32(largest), dtype=np.float32)
     scale[scale == 0] = 1
     levels = np.round(np.divide(x, scale[:, None], dtype=np.float32))
-    return np.maximum(np.minimum(levels, 127), -127).astype(np.int64), scale
+    return np.maximum(np.minimum(levels, largest), -largest).astype(np.int64), scale
 
 
 def matmul(q, x, bias=None):
@@ -77,6 +118,10 @@ def matmul(q, x, bias=None):
     x = np.asarray(x)
     xq, token_scale = _tokens(q, x.reshape(-1, K))
     acc = integers(q, xq).astype(np.float64)
+    if q.format == "kmeans":
+        units = [token_values(q, token)[1] for token in xq]
+        token_scale = np.array([float(s) * u.numerator / u.denominator
+                                for s, u in zip(token_scale, units)], np.float32)
     y = acc * q.row_scale.astype(np.float64) * token_scale.astype(np.float64)[:, None]
     if bias is not None:
         y = y + np.asarray(bias, np.float64)

@@ -102,7 +102,7 @@ struct Device {
             uint32_t *w = words(t.PIN3(memory, response, payload));
             if (p.address < beats) {
                 std::memcpy(w, &data[size_t(p.address) * (BEAT_BYTES / 4)], BEAT_BYTES);
-                const uint32_t *s = &side[size_t(p.address) * SIDE_WORDS];
+                const uint32_t *s = side.data() + size_t(p.address) * SIDE_WORDS;
                 for (unsigned i = 0; i < SIDE_WORDS; i++)
                     put(w, CODE_BITS + 32 * i, std::min(32u, SIDE_BITS - 32 * i), s[i]);
             }

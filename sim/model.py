@@ -55,9 +55,8 @@ class Model:
             function.argtypes = arguments
         beats = config.memory_beats if config.memory == "port" else 0
         self._handle = self._lib.lutra_open(beats, str(trace).encode() if trace else None)
-        words = -(-config.engine.side_bits // 32)
         self.data = self._view("lutra_data", (beats, config.engine.beat_bytes), np.uint8)
-        self.side = self._view("lutra_side", (beats, words), np.uint32)
+        self.side = self._view("lutra_side", (beats, config.engine.side_words), np.uint32)
 
     def _view(self, name, shape, dtype):
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize

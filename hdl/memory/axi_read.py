@@ -108,7 +108,7 @@ class AXIReader(wiring.Component):
         m.d.sync += self.room.eq(requests.level < ROOM_READS - 3)
         with m.If(load):
             m.d.sync += [have.eq(1), job.eq(head), beyond.eq(outside),
-                         fetch.eq(wants & ~(holds & (held == frame)))]
+                         fetch.eq(wants & ~(holds & (held == frame)) & engine.scaled)]
             with m.If(wants):
                 m.d.sync += [held.eq(frame), holds.eq(~outside)]
             with m.Elif(client == Client.FETCH):
@@ -120,7 +120,7 @@ class AXIReader(wiring.Component):
 
         # One beat per cycle, as long as there is room for all that is under way.
         sides = frame_sides(engine)
-        side = Signal(range(sides))
+        side = Signal(range(max(1, sides)))
         step, move, room = Signal(), Signal(), Signal()
         reads_side = fetch & ~beyond
         m.d.comb += [step.eq(have & move & room), done.eq(step & ~reads_side)]
@@ -135,7 +135,7 @@ class AXIReader(wiring.Component):
         m.d.comb += [kinds.i.payload.eq(kind), tags.i.payload.eq(tag)]
         with m.If(step & reads_side):
             m.d.sync += side.eq(side + 1)
-            with m.If(side == sides - 1):
+            with m.If(side == max(0, sides - 1)):
                 m.d.sync += [side.eq(0), fetch.eq(0)]
         m.d.sync += self.fault.eq((tags.i.valid & tag.beyond)
                                   | (self.r.valid & self.r.payload.error))
@@ -218,23 +218,28 @@ class AXIReader(wiring.Component):
         m.d.comb += kinds.o.ready.eq(~known | (got & last))
         with m.If(kinds.o.ready):
             m.d.sync += [kind.eq(kinds.o.p), known.eq(kinds.o.valid)]
-        m.submodules.sidebands = sidebands = Sidebands(config)
-        # The sideband follows its beat a cycle later: what it takes to choose it is a path of its
-        # own.  So a beat is there whenever its sideband is.
         m.submodules.beats = beats = Queue(engine.code_bits, READ_BEATS, family=engine.family)
-        m.submodules.sides = sides = Queue(engine.side_bits, READ_BEATS, family=engine.family)
         whole = Signal(engine.code_bits, reset_less=True)
-        m.d.sync += [beats.i.valid.eq(got & last & ~kind.side), whole.eq(beat),
-                     sides.i.valid.eq(beats.i.valid)]
-        m.d.comb += [beats.i.payload.eq(whole), sides.i.payload.eq(sidebands.side)]
+        m.d.sync += [beats.i.valid.eq(got & last & ~kind.side), whole.eq(beat)]
+        m.d.comb += beats.i.payload.eq(whole)
         response, tag = self.response, tags.o.p
+        known, take = beats.o.valid, Signal()
+        if engine.scaled:
+            # The sideband follows its beat a cycle later: what it takes to choose it is a path of
+            # its own.  So a beat is there whenever its sideband is.
+            m.submodules.sidebands = sidebands = Sidebands(config)
+            m.submodules.sides = sides = Queue(engine.side_bits, READ_BEATS, family=engine.family)
+            known = sides.o.valid
+            m.d.sync += sides.i.valid.eq(beats.i.valid)
+            m.d.comb += [
+                sides.i.payload.eq(sidebands.side), response.p.side.eq(sides.o.payload),
+                sides.o.ready.eq(take), sidebands.write.eq(got & kind.side),
+                sidebands.data.eq(word), sidebands.index.eq(kind.index)]
         m.d.comb += [
-            sidebands.write.eq(got & kind.side), sidebands.data.eq(word),
-            sidebands.index.eq(kind.index),
-            response.valid.eq(tags.o.valid & (tag.beyond | sides.o.valid)),
-            response.p.data.eq(beats.o.payload), response.p.side.eq(sides.o.payload),
+            response.valid.eq(tags.o.valid & (tag.beyond | known)),
+            response.p.data.eq(beats.o.payload),
             Value.cast(response.p.tag).eq(tag.tag),
-            tags.o.ready.eq(response.ready & (tag.beyond | sides.o.valid)),
-            sides.o.ready.eq(response.ready & tags.o.valid & ~tag.beyond),
-            beats.o.ready.eq(sides.o.ready & sides.o.valid),
+            tags.o.ready.eq(response.ready & (tag.beyond | known)),
+            take.eq(response.ready & tags.o.valid & ~tag.beyond),
+            beats.o.ready.eq(take & known),
         ]

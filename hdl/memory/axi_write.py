@@ -4,7 +4,7 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hdl.beat import Flow, side_words, write_request
+from hdl.beat import Flow, write_request
 from hdl.layout import FRAME, frame_beats, frame_sides, side_slots
 from hdl.memory.frames import (
     FRAME_BITS,
@@ -54,7 +54,7 @@ class AXIWriter(wiring.Component):
         super().__init__({
             "write": In(Flow(write_request(engine))),
             "side_write": In(Flow(data.StructLayout({
-                "address": engine.address_bits, "data": 32, "mask": side_words(engine)}))),
+                "address": engine.address_bits, "data": 32, "mask": engine.side_words}))),
             "room": Out(1), "idle": Out(1), "fault": Out(1),
             "aw": Out(stream.Signature(burst(config))),
             "w": Out(stream.Signature(data.StructLayout({
@@ -140,34 +140,13 @@ class AXIWriter(wiring.Component):
                            write.data)),
             mask.eq(Mux(self.side_write.valid, side.mask, write.mask))]
 
-        # A word of a sideband is a word, or some bytes of one, in the beats before the data.
         index = address[:FRAME_BITS]
-        slots = side_slots(engine)
-        which = Signal(range(len(slots)))
-        for i in range(len(slots)):
-            with m.If(mask[i]):
-                m.d.comb += which.eq(i)
-        in_frame = Signal(range(frame_sides(engine) * words))
-        enables = Signal(4)
-        value = Signal(32)
-        m.d.comb += [in_frame.eq(Cat(index, which)), enables.eq(15), value.eq(payload[:32])]
-        if slots[-1] < 4:
-            size = slots[-1]
-            part = {1: 2, 2: 1}[size]       # address bits within a word
-            with m.If(mask[len(slots) - 1]):
-                m.d.comb += [
-                    in_frame.eq(FRAME * (len(slots) - 1) + index[part:]),
-                    enables.eq(Const(2**size - 1, 4) << (index[:part] * size)),
-                    value.eq(payload[:8 * size].replicate(4 // size))]
         position = Signal(range(frame_beats(engine)))
         entry = Signal(data.StructLayout({"data": engine.write_bits, "mask": words, "bytes": 4}))
-        low = words.bit_length() - 1
         m.d.comb += [position.eq(index + frame_sides(engine)), entry.data.eq(payload),
                      entry.mask.eq(mask), entry.bytes.eq(15)]
-        with m.If(is_side):
-            m.d.comb += [
-                position.eq(in_frame[low:]), entry.mask.eq(Const(1, words) << in_frame[:low]),
-                entry.bytes.eq(enables), entry.data.eq(value.replicate(engine.write_bits // 32))]
+        if engine.scaled:
+            self._place_side(m, index, mask, payload, is_side, position, entry)
 
         inside = Signal()
         m.d.comb += inside.eq(address < config.memory_beats)
@@ -188,3 +167,30 @@ class AXIWriter(wiring.Component):
             queue.i.p.data.eq(entry.data), queue.i.p.mask.eq(entry.mask),
             queue.i.p.bytes.eq(entry.bytes)]
         return came & ~inside, came | valids.any()
+
+    def _place_side(self, m, index, mask, payload, is_side, position, entry):
+        """A word of a sideband is a word, or some bytes of one, in the beats before the data."""
+        engine = self.config.engine
+        words = engine.beat_bytes // 4
+        slots = side_slots(engine)
+        which = Signal(range(len(slots)))
+        for i in range(len(slots)):
+            with m.If(mask[i]):
+                m.d.comb += which.eq(i)
+        in_frame = Signal(range(frame_sides(engine) * words))
+        enables = Signal(4)
+        value = Signal(32)
+        m.d.comb += [in_frame.eq(Cat(index, which)), enables.eq(15), value.eq(payload[:32])]
+        if slots[-1] < 4:
+            size = slots[-1]
+            part = {1: 2, 2: 1}[size]       # address bits within a word
+            with m.If(mask[len(slots) - 1]):
+                m.d.comb += [
+                    in_frame.eq(FRAME * (len(slots) - 1) + index[part:]),
+                    enables.eq(Const(2**size - 1, 4) << (index[:part] * size)),
+                    value.eq(payload[:8 * size].replicate(4 // size))]
+        low = words.bit_length() - 1
+        with m.If(is_side):
+            m.d.comb += [
+                position.eq(in_frame[low:]), entry.mask.eq(Const(1, words) << in_frame[:low]),
+                entry.bytes.eq(enables), entry.data.eq(value.replicate(engine.write_bits // 32))]

@@ -5,7 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.wiring import In
 
-from hdl.beat import ROOM_READS, MemorySignature, side_words
+from hdl.beat import ROOM_READS, MemorySignature
 from hdl.parts import BlockRAM, delay
 
 __all__ = ["OnChipMemory"]
@@ -77,7 +77,7 @@ class OnChipMemory(wiring.Component):
               for i in range(engine.beat_bytes // 4)),
             *(word(f"side_{i}", side, min(32, engine.side_bits - 32 * i), side.payload.data,
                    side.payload.mask[i])
-              for i in range(side_words(engine))))
+              for i in range(engine.side_words)))
         # The tags leave from registers: they decide whether the beat is taken.
         m.submodules.beats = beats = SyncFIFO(width=len(beat), depth=_DEPTH)
         m.submodules.tags = tags = SyncFIFOBuffered(width=len(Value.cast(tag)), depth=_DEPTH)

@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from hdl.beat import Flow
 from hdl.parts import delay
-from hdl.topk.match import contestant, wins
+from hdl.topk.match import contestant, less, wins
 
 __all__ = ["LANES", "LeafMatches", "inner_winner", "leaf_word"]
 
@@ -52,8 +52,9 @@ class LeafMatches(wiring.Component):
         Comparisons of the beats under way, for those who count.
     """
 
-    def __init__(self, width=16):
+    def __init__(self, width=16, family="portable"):
         self.width = width
+        self.family = family
         result = data.StructLayout({"word": leaf_word(), "key": width, "alive": 1})
         super().__init__({
             "i": In(Flow(data.StructLayout({
@@ -71,7 +72,7 @@ class LeafMatches(wiring.Component):
         for p in range(PAIRS):
             a, b = leaves[2 * p], leaves[2 * p + 1]
             a_alive, b_alive = alive[2 * p], alive[2 * p + 1]
-            ordered = a >= b
+            ordered = ~less(m, a, b, self.family)
             counted.append(valid & a_alive & b_alive)
             for low in (0, 1):
                 second = Signal(name=f"second_{low}_{p}", reset_less=True)
@@ -90,7 +91,7 @@ class LeafMatches(wiring.Component):
                 for i, (a, b) in enumerate(zip(players[low][::2], players[low][1::2])):
                     second = Signal(name=f"second_{low}_{r}_{i}", reset_less=True)
                     winner = Signal.like(a, name=f"winner_{low}_{r}_{i}", reset_less=True)
-                    later = wins(b, a)
+                    later = wins(m, b, a, self.family)
                     m.d.sync += [second.eq(later), winner.eq(Mux(later, b, a))]
                     counted.append(valid & a.alive & b.alive)
                     rounds[low][-1].append(second)

@@ -2,7 +2,9 @@
 
 from amaranth.lib import data
 
-__all__ = ["contestant", "wins"]
+from hdl.parts import add
+
+__all__ = ["contestant", "less", "wins"]
 
 
 def contestant(width, place):
@@ -10,6 +12,12 @@ def contestant(width, place):
     return data.StructLayout({"alive": 1, "key": width, "place": place})
 
 
-def wins(second, first):
+def less(m, a, b, family):
+    """Whether ``a < b``, both signed: the sign of their difference."""
+    return add(m, a, b, nb=1, cin=1, width=max(len(a), len(b)) + 1, family=family)[-1]
+
+
+def wins(m, second, first, family):
     """Whether the second of two contestants wins: of equal keys the first does."""
-    return second.alive & (~first.alive | (second.key.as_signed() > first.key.as_signed()))
+    larger = less(m, first.key.as_signed(), second.key.as_signed(), family)
+    return second.alive & (~first.alive | larger)

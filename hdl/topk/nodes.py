@@ -38,7 +38,7 @@ class Nodes(wiring.Component):
         Keys are compared in this cycle, for those who count.
     """
 
-    LATENCY = BlockRAM.LATENCY + 2
+    LATENCY = BlockRAM.LATENCY + 3
 
     def __init__(self, top, *, width=16, family="portable"):
         self.top = top
@@ -62,16 +62,18 @@ class Nodes(wiring.Component):
                 ram.read_address.eq(self.play.payload.child[1:]),
                 ram.write_address.eq(node[1:]), ram.write_data.eq(who),
                 ram.write_enable.eq(writes & (node[0] == side))]
-            sides.append(ram.read_data)
-        plays = delay(m, self.play.valid, BlockRAM.LATENCY, name="plays", resettable=True)
-        child, climbs = (delay(m, self.play.payload[name], BlockRAM.LATENCY, name=name)
+            # A register of its own: the comparison takes a cycle.
+            sides.append(data.View(self.who, delay(m, ram.read_data, 1, name=f"side_{side}")))
+        arrives = BlockRAM.LATENCY + 1
+        plays = delay(m, self.play.valid, arrives, name="plays", resettable=True)
+        child, climbs = (delay(m, self.play.payload[name], arrives, name=name)
                          for name in ("child", "climbs"))
         first = Signal(self.who)
         second = Signal(self.who)
         m.d.comb += [first.eq(Mux(climbs & ~child[0], who, sides[0])),
                      second.eq(Mux(climbs & child[0], who, sides[1])),
                      self.compared.eq(plays & first.alive & second.alive)]
-        later = wins(second, first)
+        later = wins(m, second, first, self.family)
         m.d.sync += writes.eq(plays | self.put.valid)
         with m.If(plays):
             m.d.sync += [who.eq(Mux(later, second, first)), node.eq(child[1:])]

@@ -16,7 +16,7 @@ from amaranth.lib.wiring import In, Out
 from hdl.beat import Flow
 from hdl.parts import BlockRAM, delay
 from hdl.topk.leaves import LANES, ROUNDS, LeafMatches, inner_winner, leaf_word
-from hdl.topk.match import contestant, wins
+from hdl.topk.match import contestant, less, wins
 from hdl.topk.nodes import Nodes
 
 __all__ = ["Orizuru"]
@@ -82,7 +82,7 @@ class Orizuru(wiring.Component):
         width, top, family = self.width, self.top, self.family
         beats = self.depth // LANES
         word = leaf_word()
-        m.submodules.matches = matches = LeafMatches(width)
+        m.submodules.matches = matches = LeafMatches(width, family)
         trees = [Nodes(top, width=width, family=family) for _ in range(2)]
         m.submodules.largest, m.submodules.smallest = trees
         m.submodules.leaves = leaf_ram = BlockRAM(LANES * width, beats, family=family)
@@ -97,7 +97,9 @@ class Orizuru(wiring.Component):
         leaves = Signal(self.i.payload.shape(), reset_less=True)
         alive = Signal(LANES, reset_less=True)
         m.d.comb += take.eq(filling & (beat != leaf_node) & (self.i.valid | (left <= 0)))
-        m.d.sync += [leaves.eq(self.i.payload), alive.eq(Cat(left > j for j in range(LANES)))]
+        whole = ~left[-1] & left[ROUNDS:-1].any()
+        m.d.sync += [leaves.eq(self.i.payload), alive.eq(Cat(
+            whole | ~left[-1] & (left[:ROUNDS] > j) for j in range(LANES)))]
         with m.If(take):
             m.d.sync += [beat.eq(beat + 1), left.eq(left - LANES)]
         taken = delay(m, take, 1, name="taken", resettable=True)
@@ -174,7 +176,7 @@ class Orizuru(wiring.Component):
                 m.d.comb += where.eq(index)
                 m.d.sync += [first.eq(Mux(leaf[r], rival, player)),
                              second.eq(Mux(leaf[r], player, rival))]
-        second_won = wins(second, first)
+        second_won = wins(m, second, first, family)
         with m.If(Cat(*plays).any()):
             m.d.sync += player.eq(Mux(second_won, second, first))
         for r, (now, bits) in enumerate(zip(plays, (mine.pairs, mine.quads, mine.top))):
@@ -220,7 +222,7 @@ class Orizuru(wiring.Component):
             m.d.sync += [out.index.eq(Cat(leaf, place)), out.value.eq(value)]
         with m.If(rounds[0] & ~low):
             m.d.sync += last.eq(out)
-        twice = low & ((out.value > last.value)
+        twice = low & (less(m, last.value, out.value, family)
                        | (out.value == last.value) & (out.index <= last.index))
         m.d.sync += [self.o.valid.eq(rounds[0] & found & ~twice), self.o.payload.eq(out),
                      self.done.eq(0)]

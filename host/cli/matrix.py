@@ -15,7 +15,8 @@ from host.quantizer import configure
 
 __all__ = ["add_options", "check_out", "configuration", "describe", "given", "read_array", "rows"]
 
-_FIELDS = ("bits", "group_size", "scheme", "method", "v", "codebooks", "code_bits")
+_FIELDS = ("bits", "group_size", "scheme", "method", "v", "codebooks", "code_bits",
+           "activation_bits", "outliers")
 _OPTIONS = ("format", *_FIELDS, "calibration")
 _DTYPES = ("F16", "BF16", "F32", "F64")     # of safetensors; NumPy does not know all there are
 
@@ -33,7 +34,7 @@ def add_options(parser):
     field = lambda *args, **options: parser.add_argument(
         *args, default=argparse.SUPPRESS, **options)
     field("--format", choices=list(FORMATS), help="quantised format (default: bitserial)")
-    field("--bits", type=int, help="bitserial: bits of a code, 1..8 (default: 4)")
+    field("--bits", type=int, help="bits of a code: bitserial 1..8, kmeans 2..4 (default: 4)")
     field("--group-size", type=_group_size, metavar="SIZE",
           help="weights that share a scale: 32, 64, 128, or 'row' (default: 128)")
     field("--scheme", choices=["symmetric", "asymmetric", "ternary", "binary"],
@@ -43,6 +44,9 @@ def add_options(parser):
     field("--v", type=int, help="psumbook: weights in a chunk, 2, 4 or 8 (default: 8)")
     field("--codebooks", type=int, help="psumbook: additive codebooks, 1..4 (default: 2)")
     field("--code-bits", type=int, help="psumbook: bits of a code, 4..8 (default: 8)")
+    field("--activation-bits", type=int, help="kmeans: bits of an index, 2..4 (default: 4)")
+    field("--outliers", type=float, metavar="PART",
+          help="kmeans: part of a token kept as outliers on each side (default: 0.005)")
     field("--calibration", type=Path, metavar="FILE.npy",
           help="inputs of the layer, [tokens, in_features]")
 

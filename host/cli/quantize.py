@@ -19,6 +19,7 @@ examples:
       --bits 2 --group-size 128 --calibration inputs.npy --out up_proj.w2.safetensors
   python -m host.quantize layer.npy --scheme ternary --group-size row --json
   python -m host.quantize layer.npy --format psumbook --v 8 --codebooks 2 --out layer.safetensors
+  python -m host.quantize layer.npy --format kmeans --calibration inputs.npy --out layer.safetensors
   python -m host.quantize Llama-2-7b-AQLM-2Bit-2x8 --tensor model.layers.0.mlp.up_proj \\
       --out up_proj.psumbook.safetensors
 

@@ -6,10 +6,12 @@ A new format is added to :data:`FORMATS`; quantiser, loader and command line fin
 from typing import NamedTuple
 
 from host.formats.bitserial import BitSerial, BitSerialMatrix
+from host.formats.kmeans import KMeans, KMeansMatrix
 from host.formats.psumbook import Psumbook, PsumbookMatrix
 from host.matrix import QuantizedMatrix
 
-__all__ = ["FORMATS", "BitSerial", "BitSerialMatrix", "Format", "Psumbook", "PsumbookMatrix"]
+__all__ = ["FORMATS", "BitSerial", "BitSerialMatrix", "Format", "KMeans", "KMeansMatrix",
+           "Psumbook", "PsumbookMatrix"]
 
 
 class Format(NamedTuple):
@@ -22,4 +24,5 @@ class Format(NamedTuple):
 FORMATS = {
     "bitserial": Format(BitSerial, BitSerialMatrix),
     "psumbook": Format(Psumbook, PsumbookMatrix),
+    "kmeans": Format(KMeans, KMeansMatrix),
 }

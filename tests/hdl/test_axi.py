@@ -42,7 +42,7 @@ def device(axi, **options):
 
 
 CONFIGS = {
-    # Sidebands of 34, 68, 17, 136 and 34 bits; beats of 1 to 16 transfers.
+    # Sidebands of 34, 68, 17, 136, 34 and no bits; beats of 1 to 16 transfers.
     "equal": device(128, lanes=32),
     "narrowest": device(32, lanes=32, scale_points=4, axi_address_bits=64, axi_base=0x9_4000_3000),
     "axi3": device(64, lanes=64, scale_points=1, axi_burst=16, axi_base=0x8000_1000),
@@ -50,6 +50,8 @@ CONFIGS = {
     "single": device(512, lanes=128, scale_points=2, axi_burst=1),
     "wide_writes": device(128, lanes=64, rows=4, axi_burst=256),
     "columns": device(256, lanes=128, columns=2, scale_points=8, address_bits=10),
+    "no_sidebands": device(128, format="kmeans", v=2, b=8, lanes=64, scale_points=1,
+                           zero_points=False, epilogue=False),
 }
 
 
@@ -383,7 +385,7 @@ def random_writes(rng, config, count, limit=BEATS, sides=True):
     for _ in range(count):
         if rng.random() < 0.4:
             address = rng.randrange(limit)
-        if sides and rng.random() < 0.3:
+        if words and sides and rng.random() < 0.3:
             writes.append((None, (address, rng.getrandbits(32), 1 << rng.randrange(words))))
         else:
             mask = rng.getrandbits(engine.beat_bytes // 4) or 1

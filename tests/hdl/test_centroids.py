@@ -8,7 +8,7 @@ from amaranth.sim import Simulator
 
 from hdl.centroids import CentroidBuilder, CentroidWalk
 from hdl.config import EngineConfig
-from hdl.parts import ByteRAM
+from hdl.parts import WordRAM
 
 SEED = int(os.environ.get("LUTRA_SEED", "1"))
 
@@ -76,7 +76,7 @@ def test_walk(v, b, builders):
             held = [address for chunk in chunks for address in chunk[-v:]]
         for turn, chunk in enumerate(chunks):
             if shift >> turn & 1:
-                chunk.append(seen[cycle - ByteRAM.LATENCY][0])
+                chunk.append(seen[cycle - WordRAM.LATENCY][0])
         made.append((held, centroid))
         if group:
             assert active

@@ -414,7 +414,7 @@ def control(stuck):
     s.free(dut.i_beat.valid, "beat_valid")
     s.free(dut.i_beat.payload, "beat_payload")
     s.free(dut.o_request.ready, "request_ready")
-    for name in dut.STREAMS.values():
+    for name in dut.streams.values():
         port = getattr(dut, name)
         ready, _ = s.stream(port, name)
         s.holds(port, ready, name)

@@ -13,8 +13,8 @@ from hdl.config import EngineConfig
 from host.performance import one_pass
 from sim import demo, digits, golden
 
-TINY = demo.Plan(engines=demo.QUICK.engines, psumbook=demo.QUICK.psumbook, images=1, size=32,
-                 tokens=(1, 2))
+TINY = demo.Plan(engines=demo.QUICK.engines, psumbook=demo.QUICK.psumbook,
+                 kmeans=demo.QUICK.kmeans, images=1, size=32, tokens=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,12 @@ class TestQuick:
         assert w8["cycles"] > 1.8 * w4["cycles"] > 3.2 * w2["cycles"]
         # Codes, a 16-bit scale per 128 weights, 32 bits per row.
         assert 2 + 16 / 128 + 32 / 1024 <= w2["bits_per_weight"] < 2.25
+
+    def test_indexes_are_exact_and_cost_little(self, quick):
+        found = quick["classifier"]["indexes"]
+        assert found["golden"] == found["outputs"] == 8 * (1024 + 1024 + 10)
+        assert found["accuracy"] >= 7 / 8 and found["logit_error"] < 0.1
+        assert 4 + 32 / 1024 < found["bits_per_weight"] < 4.2
 
     def test_gops_follow_from_cycles(self, quick):
         macs = 8 * (64 * 1024 + 1024 * 1024 + 1024 * 10)
@@ -224,7 +230,7 @@ class TestPrepare:
 
         monkeypatch.setattr(host, "open", fake)
         assert demo.main(["--prepare"]) == 0
-        assert opened == [*demo.FULL.engines.values(), demo.FULL.psumbook]
+        assert opened == [*demo.FULL.engines.values(), demo.FULL.psumbook, demo.FULL.kmeans]
         out, err = capsys.readouterr()
         assert out == ""
         return err

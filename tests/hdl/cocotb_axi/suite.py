@@ -181,7 +181,7 @@ def what_was_written_is_read(device, memory, stall, rng):
         side = rng.integers(0, 4, (1, 2)).astype(np.uint32)
         device.write_beats(address, data, side)
         assert np.array_equal(device.read_beats(address, 1), data)
-        raw = device.transport.read((1 << 62) + address * CONFIG.side_stride, 8)
+        raw = device.transport.read((1 << 62) + address * CONFIG.engine.side_stride, 8)
         assert raw == side.tobytes()
     for _ in range(4):
         assert device.run([make("FENCE")] * int(rng.integers(3)))["instructions"] >= 1

@@ -278,7 +278,7 @@ async def int8_results(bench, rng):
         at = layout.hold(len(data))
         bench.memory.store(at, data)
         layout.next += -layout.next % rows       # as STORE demands
-        parts = [-(-steps * C // CONFIG.load_bytes) * rows for _, steps in image.tiles]
+        parts = [-(-steps * C // CONFIG.load_values) * rows for _, steps in image.tiles]
         results = layout.hold(sum(parts))
         program = layout.program(matmul_program(CONFIG, code, [(at, results)],
                                                 target=Target.INT8, relu=relu))
@@ -291,8 +291,8 @@ async def int8_results(bench, rng):
         found = []
         beat = results
         for (_, steps), count in zip(image.tiles, parts):
-            block = bench.memory.load(beat, count)[:, :CONFIG.load_bytes]
-            block = block.reshape(-1, rows, CONFIG.load_bytes).transpose(1, 0, 2).reshape(rows, -1)
+            block = bench.memory.load(beat, count)[:, :CONFIG.load_values]
+            block = block.reshape(-1, rows, CONFIG.load_values).transpose(1, 0, 2).reshape(rows, -1)
             found.append(block[:, :steps * C].view(np.int8))
             beat += count
         found = np.concatenate(found, axis=1)[:, :N]

@@ -19,11 +19,11 @@ from amaranth.sim import Simulator
 
 from hdl.parts import (
     BlockRAM,
-    ByteRAM,
     Multiplier,
     NarrowMultiplier,
     TableRAM,
     WideMultiplier,
+    WordRAM,
     count_down,
     count_up,
     delay,
@@ -243,7 +243,7 @@ def test_table_ram(store, latency):
 
 @pytest.mark.parametrize("words", [2, 8, 32])
 def test_byte_ram_has_the_lowest_byte_first(words):
-    dut = ByteRAM(words)
+    dut = WordRAM(words)
     memory = bytearray(4 * words)
 
     def write(address, data, enable):
@@ -350,10 +350,10 @@ MEMORIES = {
     "bits36_held": lambda f: BlockRAM(30, 64, family=f),
     "bits18_held": lambda f: BlockRAM(18, 1024, family=f),
     "table": lambda f: TableRAM(12, 256, store="block", family=f),
-    "bytes_short": lambda f: ByteRAM(32, f),
-    "bytes_one": lambda f: ByteRAM(512, f),
-    "bytes_two": lambda f: ByteRAM(1024, f),
-    "bytes_four": lambda f: ByteRAM(2048, f),
+    "bytes_short": lambda f: WordRAM(32, f),
+    "bytes_one": lambda f: WordRAM(512, f),
+    "bytes_two": lambda f: WordRAM(1024, f),
+    "bytes_four": lambda f: WordRAM(2048, f),
 }
 MULTIPLIERS = [(1, 1), (18, 18), (16, 17), (9, 18)]
 RANDOM_BITS = 128

@@ -1,0 +1,207 @@
+"""Tokens of int16 on their way into the activation buffers: their unit, outliers and values.
+
+TOPK shows a token to the encoder, which finds what a unit of the codebook is in it and which of
+its elements are outliers; those are remembered as flags.  Then LOAD brings the same beats again,
+and every element becomes its nearest centroid, or if it is an outlier its own value.
+"""
+
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from hdl.beat import Flow
+from hdl.cluster import Cluster, centroid_word
+from hdl.config import TOKEN_BEAT
+from hdl.parts import BlockRAM, delay
+from hdl.token_scale import TokenScale, factor
+from hdl.token_units import ENCODE_CYCLES, GAIN_BITS, GAIN_WORD
+from hdl.topk import Orizuru
+
+__all__ = ["Encoder", "codebook_data"]
+
+_LANES = TOKEN_BEAT // ENCODE_CYCLES    # elements encoded per cycle
+_SUMMED = 6         # cycles until a sum is complete
+_WITHIN = TOKEN_BEAT.bit_length() - 1
+
+
+def codebook_data():
+    """Bits of a beat that LOAD takes for the activation codebook: an entry, or the gain."""
+    return max(centroid_word().size, GAIN_BITS)
+
+
+def token_beat():
+    """Elements of a beat of a token."""
+    return data.ArrayLayout(signed(16), TOKEN_BEAT)
+
+
+class Encoder(wiring.Component):
+    """Finds units and outliers of the rows' tokens, then encodes their elements.
+
+    A row's token is shown a beat per cycle; when its outliers are known, `found`.  Beats to encode
+    come at least :data:`~hdl.token_units.ENCODE_CYCLES` cycles apart, beat by beat for all rows,
+    and leave :attr:`LATENCY` cycles later.  No back-pressure.
+
+    Parameters
+    ----------
+    config : EngineConfig
+
+    Members
+    -------
+    codebook : In(Flow of {word, data})
+        An entry of the activation codebook, or at :data:`~hdl.token_units.GAIN_WORD` the gain.
+    show : In(1), row : In, length : In, k : In
+        A token comes (strobe): of which row, how many elements less one, how many outliers on
+        each side.  They stay until `found`.
+    i_shown : In(Flow of {elements, last})
+    found : Out(1)
+        The row's unit and outliers are known (strobe).
+    restart : In(1), beat : In
+        Beats to encode come next (strobe), of which the first is this one of every row.
+    i : In(Flow of {elements, last})
+    o : Out(Flow of {last})
+        A beat is encoded.
+    values : Out
+        Its values, in the cycle after that.  Elements from `length` on are 0; so are all but the
+        outliers of a token where those are 0.
+    """
+
+    LATENCY = Cluster.LATENCY + ENCODE_CYCLES
+
+    def __init__(self, config):
+        self.config = config
+        self.beats = config.token_values // TOKEN_BEAT
+        token = data.StructLayout({"elements": token_beat(), "last": 1})
+        values = data.ArrayLayout(signed(config.value_bits), TOKEN_BEAT)
+        super().__init__({
+            "codebook": In(Flow(data.StructLayout({"word": 5, "data": codebook_data()}))),
+            "show": In(1), "row": In(range(config.rows)), "length": In(range(config.token_values)),
+            "k": In(range(config.token_values // 2 + 1)),
+            "i_shown": In(Flow(token)), "found": Out(1),
+            "restart": In(1), "beat": In(range(self.beats)),
+            "i": In(Flow(token)),
+            "o": Out(Flow(data.StructLayout({"last": 1}))), "values": Out(values)})
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        word = self.codebook.payload
+        gain = Signal(GAIN_BITS)
+        with m.If(self.codebook.valid & (word.word == GAIN_WORD)):
+            m.d.sync += gain.eq(word.data)
+        m.submodules.flags = flags = BlockRAM(TOKEN_BEAT, self.beats * config.rows,
+                                              family=config.family)
+        units = Signal(data.ArrayLayout(data.StructLayout({"scale": factor(), "zero": 1}),
+                                        config.rows))
+        finding, address = self._find(m, gain, units, flags)
+        beat, row = self._place(m)
+        m.d.comb += flags.read_address.eq(Mux(finding, address, Cat(beat, row)))
+        self._encode(m, units[row if config.rows > 1 else 0], beat, flags.read_data)
+        return m
+
+    def _find(self, m, gain, units, flags):
+        """A row's unit, and its outliers as flags: whether it searches, and where it reads."""
+        config, family = self.config, self.config.family
+        shown = self.i_shown
+        m.submodules.token_scale = unit = TokenScale(family=family)
+        m.submodules.topk = topk = Orizuru(config.token_values, family=family)
+        m.d.comb += [
+            unit.gain.eq(gain), unit.start.eq(self.show), unit.i.valid.eq(shown.valid),
+            unit.i.payload.eq(shown.payload.elements),
+            unit.outlier.valid.eq(topk.o.valid), unit.outlier.payload.eq(topk.o.payload.value),
+            unit.divide.eq(delay(m, topk.done, _SUMMED, name="divide", resettable=True)),
+            topk.start.eq(self.show), topk.k.eq(self.k), topk.length.eq(self.length + 1),
+            topk.i.valid.eq(shown.valid), topk.i.payload.eq(shown.payload.elements)]
+        beats = self.length[_WITHIN:]       # less one
+        for level in range(len(beats)):
+            with m.If(beats[level]):
+                m.d.comb += topk.levels.eq(level + 1)
+        for r in range(config.rows):
+            with m.If(unit.done & (self.row == r)):
+                m.d.sync += [units[r].scale.eq(unit.o), units[r].zero.eq(unit.zero)]
+
+        # Flags are cleared as the token passes, and set as outliers are found.
+        beat = Signal(range(self.beats))
+        with m.If(self.show):
+            m.d.sync += beat.eq(0)
+        with m.Elif(shown.valid):
+            m.d.sync += beat.eq(beat + 1)
+        outlier = topk.o.payload.index
+        address = Cat(outlier[_WITHIN:], self.row)
+        sets = delay(m, topk.o.valid, flags.LATENCY, name="sets", resettable=True)
+        bit = delay(m, outlier[:_WITHIN], flags.LATENCY, name="bit")
+        m.d.comb += [
+            flags.write_enable.eq(shown.valid | sets),
+            flags.write_address.eq(Mux(
+                sets, delay(m, address, flags.LATENCY, name="address"), Cat(beat, self.row))),
+            flags.write_data.eq(Mux(sets, flags.read_data | 1 << bit, 0))]
+
+        finding = Signal()
+        with m.If(self.show):
+            m.d.sync += finding.eq(1)
+        with m.Elif(unit.done):
+            m.d.sync += finding.eq(0)
+        m.d.sync += self.found.eq(unit.done)
+        return finding, address
+
+    def _place(self, m):
+        """Number and row of the next beat to encode; its flags and unit are there before it is."""
+        rows = self.config.rows
+        beat, row = Signal(range(self.beats)), Signal(range(rows))
+        with m.If(self.restart):
+            m.d.sync += [beat.eq(self.beat), row.eq(0)]
+        with m.Elif(self.i.valid):
+            if rows > 1:
+                m.d.sync += row.eq(row + 1)
+            with m.If(row == rows - 1):
+                m.d.sync += beat.eq(beat + 1)
+        return beat, row
+
+    def _encode(self, m, unit, beat, outliers):
+        """Elements to values, a few per cycle."""
+        config = self.config
+        m.submodules.cluster = cluster = Cluster(_LANES, family=config.family)
+        word = self.codebook.payload
+        m.d.comb += [
+            cluster.codebook.valid.eq(self.codebook.valid & (word.word < GAIN_WORD)),
+            cluster.codebook.payload.index.eq(word.word),
+            cluster.codebook.payload.word.eq(word.data)]
+
+        # Which elements of the next beat there are.
+        unit_next = Signal(unit.shape(), reset_less=True)
+        m.d.sync += unit_next.eq(unit)
+        length = Signal(len(self.length) + 1)
+        whole, part, exists = Signal(), Signal(), Signal(TOKEN_BEAT)
+        m.d.sync += [length.eq(self.length + 1), whole.eq(beat < length[_WITHIN:]),
+                     part.eq(beat == length[_WITHIN:])]
+        m.d.comb += exists.eq(Cat(
+            whole | part & (n < length[:_WITHIN]) for n in range(TOKEN_BEAT)))
+
+        elements = Signal(token_beat(), reset_less=True)
+        kept, own = Signal(TOKEN_BEAT, reset_less=True), Signal(TOKEN_BEAT, reset_less=True)
+        scale = Signal(factor(), reset_less=True)
+        last = Signal(reset_less=True)
+        left = Signal(range(ENCODE_CYCLES + 1))
+        with m.If(self.i.valid):
+            m.d.sync += [elements.eq(self.i.payload.elements),
+                         kept.eq(exists & (outliers | ~unit_next.zero.replicate(TOKEN_BEAT))),
+                         own.eq(outliers), scale.eq(unit_next.scale),
+                         last.eq(self.i.payload.last), left.eq(ENCODE_CYCLES)]
+        with m.Elif(left != 0):
+            m.d.sync += [elements.eq(elements.as_value() >> 16 * _LANES),
+                         kept.eq(kept >> _LANES), own.eq(own >> _LANES),
+                         left.eq(left - 1)]
+        m.d.comb += [cluster.i.valid.eq(left != 0), cluster.i.payload.scale.eq(scale),
+                     *(cluster.i.payload.elements[n].eq(elements[n])
+                       for n in range(_LANES))]
+        kept, own = (delay(m, flags[:_LANES], cluster.LATENCY, name=name)
+                     for name, flags in (("kept", kept), ("own", own)))
+        encoded = []
+        for n, found in enumerate(cluster.o.payload):
+            value = Signal(signed(config.value_bits), name=f"value_{n}")
+            m.d.comb += value.eq(Mux(kept[n], Mux(own[n], found.value, found.centroid), 0))
+            encoded.append(value)
+        with m.If(cluster.o.valid):
+            m.d.sync += self.values.eq(Cat(*list(self.values)[_LANES:], *encoded))
+        m.d.comb += [
+            self.o.valid.eq(delay(m, left == 1, cluster.LATENCY, name="ends", resettable=True)),
+            self.o.payload.last.eq(delay(m, last, cluster.LATENCY, name="last"))]

@@ -1,0 +1,58 @@
+"""The units of a token: what its elements are multiplied by to become units of a codebook.
+
+Shared by gateware, host and packer.  A token's normaliser is ``gain / 256 / sum(|x|)``, with the
+sum over all elements but outliers, as a factor of 17 bits and one of four shifts:
+``x * factor / 2**unit_shift(shift)``.  It is at most 4, so that no int16 leaves 18 bits.
+"""
+
+__all__ = ["BOUNDARY_BITS", "CENTROID_BITS", "ENCODE_CYCLES", "FACTOR_BITS", "GAIN_BITS",
+           "GAIN_WORD", "INDEX_BITS", "NEVER", "SHIFTS", "SHIFT_BASE", "SHIFT_STEP", "VALUE_MAX",
+           "normaliser", "unit_shift"]
+
+FACTOR_BITS = 17
+GAIN_BITS = 28
+SHIFT_BASE, SHIFT_STEP, SHIFTS = 15, 5, 4
+VALUE_MAX = 2**17 - 1
+"""Largest magnitude of an outlier, in units of the codebook."""
+
+ENCODE_CYCLES = 4
+"""Cycles in which a beat of eight elements is encoded: a tile is there long before it is needed."""
+INDEX_BITS = 4
+CENTROID_BITS = 8
+BOUNDARY_BITS = 10
+"""Of sums of two int8 centroids, with room for one that no element reaches."""
+NEVER = 2**(BOUNDARY_BITS - 1) - 1
+"""A boundary above every element: these saturate below it."""
+GAIN_WORD = 2**INDEX_BITS
+"""Where LOAD puts the gain: behind the codebook's entries, a centroid and above it the boundary
+between it and the next."""
+
+
+def unit_shift(shift):
+    """Bits behind the point of a factor with this shift."""
+    return SHIFT_BASE + SHIFT_STEP * shift
+
+
+def normaliser(sums, gain):
+    """Factors and shifts of tokens.
+
+    Parameters
+    ----------
+    sums : integer array
+        Of magnitudes.
+    gain : int
+
+    Returns
+    -------
+    factors, shifts : arrays like `sums`
+        The finest shift with which the quotient fits; all ones and shift 0 where none does, or
+        the sum is 0.
+    """
+    quotient = (gain << unit_shift(SHIFTS - 1) - 8) // (sums + (sums == 0))
+    shifts, factors = 0 * sums, 0 * sums + 2**FACTOR_BITS - 1
+    for shift in range(SHIFTS):
+        candidate = quotient >> SHIFT_STEP * (SHIFTS - 1 - shift)
+        fits = (candidate < 2**FACTOR_BITS) & (sums != 0)
+        shifts = shifts * (1 - fits) + shift * fits
+        factors = factors * (1 - fits) + candidate * fits
+    return factors, shifts

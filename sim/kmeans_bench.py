@@ -1,0 +1,170 @@
+"""Measurements of the kmeans format: utilisation, what outliers cost, output errors, cores."""
+
+from typing import Any
+
+import numpy as np
+
+from hdl.config import BLOCK, EngineConfig
+from sim.measure import identity, measure, routed
+
+__all__ = ["core_rows", "error_rows", "random_kmeans", "token_rows", "utilization_rows"]
+
+_LIMIT = 1.05       # cycles with outliers over cycles without
+
+
+def engine(family="ecp5", *, lanes, builders, v=2, b=8, **fields: Any):
+    """An engine whose tables are in block RAM, for tokens of up to 4096 elements."""
+    return EngineConfig(**{
+        **dict(format="kmeans", family=family, v=v, b=b, lanes=lanes, builders=builders,
+               scale_points=1, zero_points=False, epilogue=False, n_tile=4096,
+               activation_bytes=8192, address_bits=20, block_ram_blocks=lanes * v // BLOCK),
+        **fields})
+
+
+def random_kmeans(rng, N, K, *, bits=4, outliers=0.005):
+    """A kmeans matrix of random codes."""
+    import host
+
+    return host.from_codes(
+        "kmeans", codes=rng.integers(0, 2**bits, (N, K)), scales=rng.random(N),
+        centroids=np.linspace(-2, 2, 2**bits),
+        activation_centroids=np.linspace(-3, 3, 16), outliers=outliers)
+
+
+def utilization_rows(progress):
+    """Useful MACs over peak MACs from ideal memory, and cycles with outliers over those without."""
+    rows: list[dict[str, Any]] = []
+    cases: list[tuple[int, int, int, int, float, str, Any]] = [
+        (1, 4096, 4096, 4, 0.0, "", None), (1, 4096, 4096, 4, 0.005, "", 0.95),
+        (1, 4096, 4096, 4, 0.01, "", None), (4, 4096, 4096, 4, 0.005, "", None),
+        (1, 4096, 4096, 2, 0.005, "", None),
+        (1, 4096, 4096, 4, 0.005, "format=kmeans&lanes=128&builders=16", None),
+        (1, 1024, 1024, 4, 0.005, "", None)]
+    for M, N, K, bits, outliers, options, limit in cases:
+        q = random_kmeans(np.random.default_rng(0), N, K, bits=bits, outliers=outliers)
+        stats = measure(f"sim:?{options}" if options else "sim:", q, M, progress)
+        same = [r for r in rows if (r["M"], r["N"], r["K"], r["weights"]) == (M, N, K, f"W{bits}A4")
+                and r["outliers"] == 0 and r["digest"] == stats["identity"]["digest"]]
+        cost = round(stats["cycles"] / same[0]["cycles"], 4) if same else None
+        goal = limit is not None
+        rows.append({
+            "weights": f"W{bits}A4", "M": M, "N": N, "K": K,
+            "engine": options.removeprefix("format=kmeans&") or "default",
+            "outliers": 2 * q.outlier_count, "cycles": stats["cycles"],
+            "utilization": round(stats["utilization"], 4), "limit": limit,
+            "times": cost, "times_limit": _LIMIT if goal else None,
+            "met": None if cost is None or limit is None
+            else stats["utilization"] >= limit and cost <= _LIMIT,
+            **stats["identity"]})
+    return rows
+
+
+def uniform(a, bits=4, group=None):
+    """Round to nearest on 2**bits - 1 levels, a step for each row or group of each row."""
+    groups = a.reshape(len(a), -1, group or a.shape[1]).astype(np.float64)
+    largest = 2**(bits - 1) - 1
+    step = np.abs(groups).max(axis=2, keepdims=True) / largest
+    return (np.rint(groups / np.where(step > 0, step, 1)) * step).reshape(a.shape)
+
+
+def _loud_tokens(rng, tokens, K, loud):
+    """Student's t of four degrees of freedom, some channels twenty times as large."""
+    x = rng.standard_t(4, (tokens, K))
+    x[:, loud] *= 20
+    return x.astype(np.float32)
+
+
+def error_rows(progress, M=64, N=512, K=4096, channels=8):
+    """Output error of W4A4 on heavy-tailed tokens, relative to the outputs (Frobenius norms)."""
+    import host
+    import sim.golden
+
+    rng = np.random.default_rng(0)
+    loud = rng.choice(K, channels, replace=False)
+    W = rng.standard_normal((N, K)).astype(np.float32)
+    calibration, x = (_loud_tokens(rng, tokens, K, loud) for tokens in (64, M))
+    exact = x.astype(np.float64) @ W.T
+
+    def error(y):
+        return float(np.linalg.norm(y - exact) / np.linalg.norm(exact))
+
+    def kmeans(name, **fields):
+        progress(name)
+        return name, error(sim.golden.matmul(host.quantize(W, "kmeans", **fields), x))
+
+    found = dict([
+        kmeans("kmeans", calibration=calibration),
+        kmeans("kmeans, W4A3", calibration=calibration, activation_bits=3),
+        kmeans("kmeans, not calibrated"),
+        kmeans("kmeans, no outliers kept", calibration=calibration, outliers=0.0)])
+    k = host.KMeans().outlier_count(K)
+    kept = np.zeros(x.shape, bool)
+    order = np.argsort(x, axis=1)
+    np.put_along_axis(kept, np.concatenate([order[:, :k], order[:, -k:]], axis=1), True, axis=1)
+    inliers = np.where(kept, 0, x)
+    weights = uniform(W)
+    found |= {"uniform": error(uniform(x) @ weights.T),
+              "uniform, the same outliers kept":
+                  error((uniform(inliers) + np.where(kept, x, 0)) @ weights.T),
+              "uniform, g 128": error(uniform(x, group=128) @ uniform(W, group=128).T)}
+    goals = {"uniform": 0.30, "uniform, the same outliers kept": 0.70}
+    return [{"quantiser": name, "M": M, "N": N, "K": K, "error": round(value, 4),
+             "kmeans_share": round(found["kmeans"] / value, 3), "limit": goals.get(name),
+             "met": found["kmeans"] <= goals[name] * value if name in goals else None}
+            for name, value in found.items()]
+
+
+def token_rows(progress, M=64, N=512):
+    """The device's token scale against each token's best of 21, by output error.
+
+    The best is the one with the least error of the activations.
+    """
+    import host
+    import sim.golden
+    from host.activations import quantize_tokens
+    from host.formats.kmeans import KMeansMatrix
+
+    rows = []
+    for K in (1024, 4096):
+        for huge in (False, True):
+            progress(f"K={K}, " + ("one huge element" if huge else "no huge element"))
+            rng = np.random.default_rng(0)
+            W = rng.standard_normal((N, K)).astype(np.float32)
+            x = rng.standard_t(4, (M, K)).astype(np.float32)
+            if huge:
+                x[np.arange(M), rng.integers(K, size=M)] = 1000 * np.abs(x).mean()
+            q = host.quantize(W, "kmeans", calibration=rng.standard_t(4, (128, K)))
+            levels, scale = quantize_tokens(x, 16)
+            V = q.dequantize().astype(np.float64)
+
+            def errors(factor, q=q, levels=levels, scale=scale, V=V, x=x):
+                scaled = KMeansMatrix(
+                    q.config, q.shape, q.codes, q.centroids, q.row_scale, q.activation_centroids,
+                    q.activation_step * factor)
+                values = np.array([sim.golden.token_values(scaled, token)[0] for token in levels])
+                error = values * scaled.token_units(levels, scale)[:, None].astype(float) - x
+                return np.linalg.norm(error, axis=1), np.linalg.norm(error @ V.T, axis=1)
+
+            candidates = np.array([errors(f) for f in np.geomspace(0.6, 1.6, 21)])
+            best = candidates[candidates[:, 0].argmin(axis=0), 1, np.arange(M)]
+            ratio = float(np.linalg.norm(errors(1)[1]) / np.linalg.norm(best))
+            rows.append({"K": K, "huge_element": 1000 if huge else None,
+                         "error_over_best": round(ratio, 4), "limit": 1.03, "met": ratio <= 1.03})
+    return rows
+
+
+def core_rows(progress):
+    """Area and clock of kmeans cores on an LFE5U-85F of speed 6: median of three seeds."""
+    from hdl.core import Core
+
+    rows = []
+    for name, config in (
+            ("W4", engine(lanes=64, builders=8)), ("W4", engine(lanes=128, builders=16)),
+            ("W2", engine(lanes=64, builders=8, v=4))):
+        found = routed(Core(config), f"core {name}, {config.lanes} lanes", progress, mhz=80)
+        macs = config.peak_macs()
+        rows.append({
+            "core": name, "lanes": config.lanes, "rows": config.rows, "builders": config.builders,
+            "macs": macs, **found, "comb_per_mac": round(found["comb"] / macs, 2), "met": None,
+            **identity(config)})
+    return rows
