@@ -47,7 +47,7 @@ ULX3S = Board(
             engine=kmeans(v=2, lanes=16, builders=4, n_tile=64, activation_bytes=2048),
             memory_bytes=16 * 1024),
         "default": Size(engine=kmeans(v=2, lanes=64, builders=8), memory_bytes=64 * 1024,
-                        clock_hz=80_000_000),
+                        clock_hz=100_000_000),
         "max": Size(engine=kmeans(v=2, lanes=128, builders=16), memory_bytes=64 * 1024,
                     clock_hz=80_000_000),
     }})

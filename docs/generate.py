@@ -8,6 +8,7 @@ The instruction set and the registers come from their definitions, boards from t
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 from hdl import isa, registers
@@ -140,15 +141,16 @@ def psumbook_utilization_table():
                     f"{r['limit']}{_verdict(r)}"] for r in _bench("psumbook-utilization")])
 
 
-def psumbook_core_table():
-    """Markdown of the psumbook cores."""
+def cores_table(section):
+    """Markdown of cores with multipliers in their builders: of a section."""
+    def row(r):
+        goal = "" if r["comb_limit"] is None else \
+            f"{r['comb_limit']:g} at {r['mhz_limit']} MHz{_verdict(r)}"
+        return [r["core"], f"{r['lanes']} x {r['rows']}", r["builders"], f"{r['macs']:g}",
+                r["comb"], f"{r['comb_per_mac']:.1f}", r["ff"], r["ebr"], r["dsp"], _mhz(r), goal]
     return _table(["core", "lanes x rows", "builders", "MACs per cycle", "COMB", "COMB per MAC",
                    "FF", "EBR", "DSP", "MHz, three seeds", "goal (median)"],
-                  [[r["core"], f"{r['lanes']} x {r['rows']}", r["builders"], f"{r['macs']:g}",
-                    r["comb"], f"{r['comb_per_mac']:.1f}", r["ff"], r["ebr"], r["dsp"], _mhz(r),
-                    "" if r["comb_limit"] is None else
-                    f"{r['comb_limit']:g} at {r['mhz_limit']} MHz{_verdict(r)}"]
-                   for r in _bench("psumbook-core")])
+                  map(row, _bench(section)))
 
 
 def psumbook_arrays_table():
@@ -188,6 +190,21 @@ def kmeans_token_table():
                   [[r["K"], f"{r['huge_element']} times the mean" if r["huge_element"] else
                     "as it comes", f"{r['error_over_best']:.4f}",
                     f"{r['limit']}{_verdict(r)}"] for r in _bench("kmeans-token")])
+
+
+def kmeans_topk_table():
+    """Markdown of the outlier detectors."""
+    return _table(["unit", "outliers on each side", "COMB", "FF", "EBR", "MHz", "cycles"],
+                  [[r["unit"], r["k"], r["comb"], r["ff"], r["ebr"], _mhz(r), f"{r['cycles']:,}"]
+                   for r in _bench("kmeans-topk")])
+
+
+def kmeans_classifier_table():
+    """Markdown of the classifier's accuracy."""
+    return _table(["network", "accuracy, mean", "worst", "points below float", "at most"],
+                  [[r["network"], f"{r['accuracy']:.2f} %", f"{r['worst']:.2f} %",
+                    f"{r['below_float']:.2f}", "" if r["limit"] is None else
+                    f"{r['limit']}{_verdict(r)}"] for r in _bench("kmeans-classifier")])
 
 
 def sweep_table():
@@ -237,8 +254,11 @@ def simulator_table():
 TABLES = {"boards": boards_table, "core": core_table, "arrays": arrays_table,
           "memory": memory_table, "utilization": utilization_table, "bandwidth": bandwidth_table,
           "psumbook-utilization": psumbook_utilization_table,
-          "psumbook-core": psumbook_core_table, "psumbook-arrays": psumbook_arrays_table,
+          "psumbook-core": partial(cores_table, "psumbook-core"),
+          "psumbook-arrays": psumbook_arrays_table,
+          "kmeans-core": partial(cores_table, "kmeans-core"),
           "kmeans-utilization": kmeans_utilization_table,
+          "kmeans-classifier": kmeans_classifier_table, "kmeans-topk": kmeans_topk_table,
           "kmeans-error": kmeans_error_table, "kmeans-token": kmeans_token_table,
           "sweep": sweep_table,
           "quantizer-error": error_table, "quantizer-outputs": outputs_table,

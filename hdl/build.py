@@ -414,12 +414,13 @@ def _rows(report, out):
     """What the table of a report says: a list of (name, value)."""
     engine, memory = report["engine"], report["memory"]
     clock = f"{report['clock_hz'] / 1e6:g} MHz"
+    bits = engine["b"] // engine["v"] if engine["format"] == "kmeans" else 2
     rows = [
         ("board", f"{report['board']}: {report['device']}"),
         ("engine", f"{engine['format']}, {engine['lanes']} lanes, {engine['rows']} rows, "
                    f"{engine['columns']} columns"),
         ("MACs per cycle", ", ".join(f"{name} {n:g}" for name, n in report["peak_macs"].items())),
-        ("GOPS at 2 bits", f"{report['gops_w2']:g}"),
+        (f"GOPS at {bits} bits", f"{report['gops_w2']:g}"),
         ("memory", f"{memory['kind']}, {memory['bytes'] // 1024} KiB, "
                    f"{memory['bytes_per_second'] / 1e9:.2f} GB/s"),
         ("link", f"UART, {report['link']['baud']} baud")]

@@ -30,7 +30,7 @@ class TokenScale(wiring.Component):
     """Sums the magnitudes of a token, less those of outliers, and divides ``gain`` by the sum.
 
     A beat per cycle, then one cycle per bit of the quotient: 50.  ``factor`` is the quotient
-    ``gain / 256 / sum`` with as many of 27 bits behind the point as leave it below 2**17, in
+    ``gain / 256 / sum`` with as many of 30 bits behind the point as leave it below 2**17, in
     steps of five; what is larger than all saturates.  Of a sum of zero the factor is the largest,
     and `zero` is set.
 
@@ -117,6 +117,8 @@ class TokenScale(wiring.Component):
                 with m.If((left == SHIFT_STEP * (SHIFTS - 1 - shift) + 1)
                           & ~(over | following[-1])):
                     m.d.sync += [self.o.factor.eq(following), self.o.shift.eq(shift)]
+                    if shift == SHIFTS - 1:     # never 0, which has no inverse
+                        m.d.sync += self.o.factor[0].eq(following[0] | ~following.any())
         with m.If(self.divide):
             m.d.sync += [dividend.eq(self.gain), rest.eq(0), quotient.eq(0), over.eq(0),
                          left.eq(_QUOTIENT_BITS), self.zero.eq(total == 0),

@@ -46,12 +46,13 @@ def normaliser(sums, gain):
     -------
     factors, shifts : arrays like `sums`
         The finest shift with which the quotient fits; all ones and shift 0 where none does, or
-        the sum is 0.
+        the sum is 0.  At least 1.
     """
     quotient = (gain << unit_shift(SHIFTS - 1) - 8) // (sums + (sums == 0))
     shifts, factors = 0 * sums, 0 * sums + 2**FACTOR_BITS - 1
     for shift in range(SHIFTS):
         candidate = quotient >> SHIFT_STEP * (SHIFTS - 1 - shift)
+        candidate = candidate + (candidate == 0) * (shift == SHIFTS - 1)
         fits = (candidate < 2**FACTOR_BITS) & (sums != 0)
         shifts = shifts * (1 - fits) + shift * fits
         factors = factors * (1 - fits) + candidate * fits

@@ -228,9 +228,10 @@ _MEASURE = {"core": core_rows, "memory": memory_rows, "arrays": arrays_rows,
             "simulator": simulator_rows, "psumbook-core": psumbook_bench.core_rows,
             "psumbook-arrays": psumbook_bench.baseline_rows,
             "psumbook-utilization": psumbook_bench.utilization_rows,
-            "kmeans-core": kmeans_bench.core_rows,
+            "kmeans-core": kmeans_bench.core_rows, "kmeans-topk": kmeans_bench.topk_rows,
             "kmeans-utilization": kmeans_bench.utilization_rows,
             "kmeans-error": kmeans_bench.error_rows, "kmeans-token": kmeans_bench.token_rows,
+            "kmeans-classifier": kmeans_bench.classifier_rows,
             "quantizer-error": quantizer_bench.error_rows,
             "quantizer-outputs": quantizer_bench.calibration_rows}
 SECTIONS = tuple(_MEASURE)

@@ -374,11 +374,12 @@ def run_classifier(plan):
 
 
 def run_boards(layers, engine):
-    """Estimates for every board with a report and every width of the classifier."""
+    """Estimates for every board with a report of such an engine and every width."""
     return [{"board": report["name"], "rows": report["engine"]["rows"],
              "lanes": report["engine"]["lanes"], "memory": report["memory"]["kind"], "bits": bits}
             | estimate(report, layers[bits], engine)
-            for report in read_reports() for bits in layers]
+            for report in read_reports() if report["engine"].get("format") == engine.format
+            for bits in layers]
 
 
 # The large layer

@@ -96,7 +96,7 @@ def load(path=PATH):
                         "python -m sim.digits makes one") from error
 
 
-def train(path=PATH, *, hidden=HIDDEN, epochs=EPOCHS, progress=None):
+def train(path=PATH, *, hidden=HIDDEN, epochs=EPOCHS, seed=0, progress=None):
     """Train the classifier and write it with its images.
 
     Parameters
@@ -106,6 +106,8 @@ def train(path=PATH, *, hidden=HIDDEN, epochs=EPOCHS, progress=None):
     hidden : tuple of int
         Sizes of the hidden layers.
     epochs : int
+    seed : int
+        Of the weights that training starts from; the images are split the same way for all.
     progress : callable, optional
         Called as ``progress(done, total)``.
     """
@@ -117,7 +119,7 @@ def train(path=PATH, *, hidden=HIDDEN, epochs=EPOCHS, progress=None):
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
     test, rest = np.split(order, [len(images) // _TEST_SHARE])
-    model = MLPClassifier(hidden, random_state=0)
+    model = MLPClassifier(hidden, random_state=seed)
     for epoch in range(epochs):
         model.partial_fit((images[rest] / WHITE).astype(np.float32), labels[rest],
                           classes=np.arange(10))

@@ -76,6 +76,8 @@ def token_values(q, xq):
     fitting = [(q.gain * one // (256 * total), one) for one in (2**15, 2**20, 2**25, 2**30)
                if q.gain * one < 256 * total * 2**17]
     factor, one = max(fitting) if fitting else (2**17 - 1, 2**15)
+    if factor == 0:
+        factor, one = 1, 2**30
     half = np.array([2 * x * factor // one for x in xq])
     centroids = q.activation_centroids[::-1].astype(np.int64)       # of two as near the larger
     nearest = np.abs(2 * centroids - half[:, None]).argmin(axis=1)

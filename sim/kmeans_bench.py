@@ -7,7 +7,8 @@ import numpy as np
 from hdl.config import BLOCK, EngineConfig
 from sim.measure import identity, measure, routed
 
-__all__ = ["core_rows", "error_rows", "random_kmeans", "token_rows", "utilization_rows"]
+__all__ = ["classifier_rows", "core_rows", "error_rows", "random_kmeans", "token_rows",
+           "topk_rows", "utilization_rows"]
 
 _LIMIT = 1.05       # cycles with outliers over cycles without
 
@@ -153,18 +154,84 @@ def token_rows(progress, M=64, N=512):
     return rows
 
 
+def classifier_rows(progress, seeds=5, hidden=None, epochs=None):
+    """Accuracy of the demo's classifier, trained from five seeds, in points below float."""
+    import tempfile
+    from pathlib import Path
+
+    import host
+    from sim import digits, golden
+
+    def kmeans(network, bits):
+        x = network.test
+        for i, (W, bias, inputs) in enumerate(zip(network.weights, network.biases,
+                                                  network.run(network.train))):
+            q = host.quantize(W, "kmeans", activation_bits=bits, calibration=inputs)
+            x = golden.matmul(q, x, bias)
+            x = np.maximum(x, 0) if i < len(network.weights) - 1 else x
+        return x
+
+    def nearest(network, bits):
+        x = network.test
+        for i, (W, bias) in enumerate(zip(network.weights, network.biases)):
+            x = uniform(x, bits) @ uniform(W).T + bias
+            x = np.maximum(x, 0) if i < len(network.weights) - 1 else x
+        return x
+
+    cases = {"kmeans W4A4": (kmeans, 4, 0.5), "kmeans W4A3": (kmeans, 3, 1.0),
+             "uniform W4A4": (nearest, 4, None), "uniform W4A3": (nearest, 3, None)}
+    points: dict[str, list[float]] = {"float": [], **{name: [] for name in cases}}
+    options = {name: value for name, value in (("hidden", hidden), ("epochs", epochs)) if value}
+    for seed in range(seeds):
+        progress(f"training, seed {seed}")
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "digits.safetensors"
+            digits.train(path, seed=seed, **options)
+            network = digits.load(path)
+
+        def accuracy(logits, network=network):
+            return float(100 * (logits.argmax(axis=1) == network.test_labels).mean())
+
+        points["float"].append(accuracy(network.run(network.test)[-1]))
+        for name, (run, bits, _) in cases.items():
+            progress(f"{name}, seed {seed}")
+            points[name].append(accuracy(run(network, bits)))
+    reference = np.mean(points["float"])
+    rows = []
+    for name, found in points.items():
+        below = float(reference - np.mean(found))
+        limit = cases[name][2] if name in cases else None
+        rows.append({"network": name, "seeds": seeds, "accuracy": round(float(np.mean(found)), 2),
+                     "worst": round(min(found), 2), "below_float": round(below, 2), "limit": limit,
+                     "met": None if limit is None else below <= limit})
+    return rows
+
+
+def topk_rows(progress, K=4096):
+    """Finding k outliers on each side of 4096 elements: trees against sorted lists."""
+    from hdl.topk import Orizuru, SortedLists
+    from host.performance import topk_cycles
+
+    rows = []
+    trees = routed(Orizuru(K, family="ecp5"), "Orizuru", progress, mhz=110)
+    for k in (4, 21, 82):
+        rows.append({"unit": "Orizuru", "k": k, **trees, "cycles": topk_cycles(K, k)})
+        found = routed(SortedLists(K, k, family="ecp5"), f"lists of {k}", progress, mhz=110)
+        rows.append({"unit": "sorted lists", "k": k, **found, "cycles": K + 2 * k})
+    return rows
+
+
 def core_rows(progress):
     """Area and clock of kmeans cores on an LFE5U-85F of speed 6: median of three seeds."""
     from hdl.core import Core
 
     rows = []
     for name, config in (
-            ("W4", engine(lanes=64, builders=8)), ("W4", engine(lanes=128, builders=16)),
-            ("W2", engine(lanes=64, builders=8, v=4))):
+            ("W4", engine(lanes=64, builders=8)), ("W2", engine(lanes=64, builders=8, v=4))):
         found = routed(Core(config), f"core {name}, {config.lanes} lanes", progress, mhz=80)
         macs = config.peak_macs()
         rows.append({
             "core": name, "lanes": config.lanes, "rows": config.rows, "builders": config.builders,
-            "macs": macs, **found, "comb_per_mac": round(found["comb"] / macs, 2), "met": None,
-            **identity(config)})
+            "macs": macs, **found, "comb_per_mac": round(found["comb"] / macs, 2),
+            "comb_limit": None, "mhz_limit": None, "met": None, **identity(config)})
     return rows

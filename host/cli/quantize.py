@@ -33,7 +33,8 @@ def _parser():
                                             "[out_features, in_features].")
     parser.add_argument("input", type=Path, metavar="FILE",
                         help="the matrix: .npy, .safetensors (float32, float16, bfloat16), or the "
-                             "directory of an AQLM or CodeGEMM checkpoint, which is converted")
+                             "directory of an AQLM, CodeGEMM or SqueezeLLM checkpoint, which is "
+                             "converted")
     parser.add_argument("--tensor", metavar="NAME",
                         help="which tensor of a .safetensors file, or layer of a checkpoint "
                              "(default: the only one)")

@@ -15,7 +15,7 @@ from hdl.config import CENTROID_MAX
 from hdl.token_units import GAIN_BITS, VALUE_MAX, normaliser, unit_shift
 from host.errors import ArgumentError, ArgumentTypeError, ConfigError
 from host.formats.common import array_of, column_arguments, integer
-from host.matrix import QuantizedMatrix, check_array, pack_bits, unpack_bits
+from host.matrix import QuantizedMatrix, check_array, pack_bits, row_blocks, unpack_bits
 
 __all__ = ["KMeans", "KMeansMatrix", "step_min"]
 
@@ -111,7 +111,10 @@ class KMeansMatrix(QuantizedMatrix):
         if row_scale.min() < 0:
             raise ArgumentError(f"row_scale must not be negative, got {row_scale.min()}")
         self.activation_step = _check_step(activation_step, K)
-        self._check_magnitude(float(CENTROID_MAX) * float(row_scale.max()))
+        magnitudes = np.abs(self.centroids.astype(np.float64))
+        self._check_magnitude(max(
+            float((magnitudes[self.codes[rows]].max(axis=1) * self.row_scale[rows]).max())
+            for rows in row_blocks(N)))
 
     @classmethod
     def quantize(cls, W, config, *, calibration, seed, output_scale, progress):
@@ -150,9 +153,10 @@ class KMeansMatrix(QuantizedMatrix):
             raise ArgumentError(f"codes must have shape [N, K], got {codes.shape}")
         N, K = codes.shape
         (book, unit), (activation_book, step) = (
-            _rounded(name, values, least) for name, values, least in (
-                ("centroids", centroids, 0),
-                ("activation_centroids", activation_centroids, step_min(K))))
+            _rounded(name, values, least, most) for name, values, least, most in (
+                ("centroids", centroids, 0, 2.0**126),
+                ("activation_centroids", activation_centroids, step_min(K),
+                 _STEP_MAX * CENTROID_MAX)))
         config = KMeans(bits=len(book).bit_length() - 1,
                         activation_bits=len(activation_book).bit_length() - 1, outliers=outliers)
         if codes.min() < 0 or codes.max() >= len(book):
@@ -218,6 +222,10 @@ class KMeansMatrix(QuantizedMatrix):
         magnitudes[self.outliers(xq)] = 0
         factors, shifts = normaliser(magnitudes.sum(axis=1), self.gain)
         units = np.ldexp(np.asarray(scale, np.float64), unit_shift(shifts)) / factors
+        if units.size and units.max() > np.finfo(np.float32).max:
+            raise ArgumentError(
+                "a unit of the activation codebook must stay within float32 in every token, not "
+                f"{units.max():g}: this matrix takes smaller activations only")
         return units.astype(np.float32)
 
     @property
@@ -252,8 +260,8 @@ class KMeansMatrix(QuantizedMatrix):
         return cls(config, shape, codes, activation_step=step, **tensors, **common)
 
 
-def _rounded(name, values, least):
-    """Centroids as int8, and their unit, which is at least `least`."""
+def _rounded(name, values, least, most):
+    """Centroids of up to `most` as int8, and their unit, which is at least `least`."""
     values = array_of(name, values, "fiu").astype(np.float64)
     sizes = [2**bits for bits in _BITS]
     if values.ndim != 1 or len(values) not in sizes:
@@ -262,6 +270,10 @@ def _rounded(name, values, least):
     if not np.isfinite(values).all():
         raise ArgumentError(f"{name} must be finite, got {values[~np.isfinite(values)][0]} "
                             "among them")
+    largest = float(np.abs(values).max())
+    if not 1e-30 <= largest <= most:
+        raise ArgumentError(f"the largest of {name} must be 1e-30..{most:g} in magnitude, "
+                            f"got {largest:g}")
     if not (np.diff(values) > 0).all():
         raise ArgumentError(f"{name} must increase, none repeated, got {values.tolist()}")
     unit = max(float(np.abs(values).max()) / CENTROID_MAX, least)
@@ -285,7 +297,7 @@ def _check_codebook(name, centroids, bits):
 def _check_step(step, K):
     if isinstance(step, bool) or not isinstance(step, int | float | np.floating | np.integer):
         raise ArgumentTypeError(f"activation_step must be a real number, got {step!r:.80}")
-    if not isfinite(step) or not step_min(K) <= step <= _STEP_MAX:
+    if (isinstance(step, float) and not isfinite(step)) or not step_min(K) <= step <= _STEP_MAX:
         raise ArgumentError(f"activation_step must be in {step_min(K):.6g}..{_STEP_MAX} for "
                             f"K = {K}, got {step!r}")
     return float(step)

@@ -93,15 +93,8 @@ def _activation_codebook(config, calibration, energy, K):
     """Centroids int8 and the step: of the tokens' elements in mean magnitudes, less outliers."""
 
     count = config.outlier_count(K)
-    if calibration is None:
-        quantiles = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
-        values = ndtri(quantiles)
-        outside = min(count / K, 0.49)
-        values = values[(quantiles > outside) & (quantiles < 1 - outside)]
-        values /= np.abs(values).mean()
-        weights = np.ones_like(values)
-    else:
-        parts, masses = [], []
+    parts, masses = [], []
+    if calibration is not None:
         for rows in row_blocks(len(calibration)):
             x = calibration[rows].astype(np.float64)
             x /= np.abs(x).max(axis=1, keepdims=True, initial=0) + (~x.any(axis=1))[:, None]
@@ -111,10 +104,16 @@ def _activation_codebook(config, calibration, energy, K):
             used = mean > 0
             parts.append((inliers[used] / mean[used, None]).ravel())
             masses.append(energy[order[used]].ravel())
-        values, weights = np.concatenate(parts), np.concatenate(masses)
-        if not weights.any():       # all tokens zero, or all weights, or all elements outliers
-            values, weights = (values, np.ones_like(values)) if values.size else (
-                np.zeros(1), np.ones(1))
+    values, weights = (np.concatenate([np.zeros(0), *a]) for a in (parts, masses))
+    if not weights.any():
+        weights = np.ones_like(values)
+    if not values.size:     # or all of it zeros and outliers
+        quantiles = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+        values = ndtri(quantiles)
+        outside = min(count / K, 0.49)
+        values = values[(quantiles > outside) & (quantiles < 1 - outside)]
+        values /= np.abs(values).mean()
+        weights = np.ones_like(values)
     found = cluster(values, weights, 2**config.activation_bits)
     step = max(float(np.abs(found).max()) / CENTROID_MAX, step_min(K))
     return distinct(found / step, 2**config.activation_bits), step

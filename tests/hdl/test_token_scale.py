@@ -18,7 +18,7 @@ def normaliser(x, gain):
     for shift in reversed(range(SHIFTS)):
         factor = (gain << unit_shift(shift) - 8) // (total or 1)
         if factor < 2**FACTOR_BITS and total:
-            return factor, shift, 0
+            return factor or 1, shift, 0
     return 2**FACTOR_BITS - 1, 0, int(not total)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints in the layouts of AQLM and CodeGEMM, made here byte for byte."""
+"""Checkpoints in the layouts of AQLM, CodeGEMM and SqueezeLLM, made here byte for byte."""
 
 import json
 
@@ -54,6 +54,36 @@ def codegemm(N=24, K=256, m=2, v=8, group=128, seed=0, **change):
             W * np.repeat(scales.T.astype(np.float64), size, axis=1))
 
 
+def squeezellm(N=24, K=64, bits=4, sparse=True, dense=2, seed=0, **change):
+    """(config, tensors, the matrix that they mean) of a SqueezeLLM layer."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 2**bits, (N, K))
+    table = np.sort(rng.standard_normal((N, 2**bits)), axis=1).astype(np.float32)
+    W = np.take_along_axis(table.astype(np.float64), codes, axis=1)
+    # 32 indexes in as many words as they have bits, whatever words they straddle.
+    words = np.zeros((K // 32 * bits, N), np.uint64)
+    for n, k in np.ndindex(N, K):
+        first, low = divmod(bits * k, 32)
+        value = int(codes[n, k]) << low
+        words[first, n] |= np.uint64(value & 0xFFFFFFFF)
+        if value >> 32:
+            words[first + 1, n] |= np.uint64(value >> 32)
+    tensors = {"qweight": words.astype(np.uint32).view(np.int32), "lookup_table": table}
+    if sparse:
+        places = [np.sort(rng.choice(K, rng.integers(0, 3), replace=False)) for _ in range(N)]
+        vals = rng.standard_normal(sum(map(len, places))).astype(np.float32) * 5
+        rows = np.cumsum([0, *map(len, places)]).astype(np.int32)
+        tensors |= {"rows": rows, "cols": np.concatenate(places).astype(np.int32), "vals": vals}
+        for n, cols in enumerate(places):
+            W[n, cols] += vals[rows[n]:rows[n + 1]]
+    if dense:
+        tensors |= {"full_rows": rng.standard_normal((dense, N)).astype(np.float32),
+                    "full_row_indices": rng.choice(K, dense, replace=False).astype(np.int32)}
+        W[:, tensors["full_row_indices"]] += tensors["full_rows"].T
+    config = {"quantization_config": {"quant_method": "squeezellm", "wbits": bits} | change}
+    return config, tensors, W
+
+
 CASES = [aqlm(), aqlm(m=1, bits=6, v=4), aqlm(m=4, bits=4, v=2), codegemm(), codegemm(m=1, v=4),
          codegemm(group=-1), codegemm(group=32, m=1)]
 
@@ -68,6 +98,19 @@ def test_means_what_the_layout_says(tmp_path, config, tensors, W):
     assert np.abs(q.dequantize() - W).max() < (m / 2 + 0.1) * unit * scale
     assert np.linalg.norm(q.dequantize() - W) < 0.02 * np.linalg.norm(W)
     assert layers(tmp_path / "c") == [LAYER]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("sparse, dense", [(False, 0), (True, 0), (True, 3)])
+def test_squeezellm_is_quantised_again(tmp_path, bits, sparse, dense):
+    config, tensors, W = squeezellm(bits=bits, sparse=sparse, dense=dense)
+    path = write(tmp_path / "c", config, tensors)
+    q = host.from_checkpoint(path)
+    assert q.config == host.KMeans(bits=bits) and layers(path) == [LAYER]
+    assert q.digest == host.quantize(W, host.KMeans(bits=bits)).digest
+    X = np.random.default_rng(0).standard_normal((8, 64))
+    calibrated = host.from_checkpoint(path, calibration=X)
+    assert calibrated.digest == host.quantize(W, host.KMeans(bits=bits), calibration=X).digest
 
 
 @pytest.mark.parametrize("case", [aqlm(N=30, K=512), codegemm(N=30, K=512)],
@@ -141,6 +184,32 @@ class TestRefused:
     def test_contradictions(self, tmp_path, make, part, value, message):
         config, tensors, _ = make()
         self.check(tmp_path, (config, tensors | {part: value}), message)
+
+    @pytest.mark.parametrize("part, value, message", [
+        ("qweight", np.zeros((9, 24), np.int32), r"int32 \[K/32 \* 4, N\], got int32 \(9, 24\)"),
+        ("qweight", np.zeros((8, 24), np.int64), "int32"),
+        ("lookup_table", np.zeros((24, 8), np.float32), r"\(24, 16\), got \(24, 8\)"),
+        ("lookup_table", np.full((24, 16), np.nan, np.float32), "finite"),
+        ("vals", np.zeros(3, np.int32), "vals must be finite real numbers"),
+        ("rows", np.zeros(25, np.float32), "25 integer offsets"),
+        ("full_row_indices", np.array([0, -1], np.int32), r"columns 0\.\.63, got -1\.\.0"),
+        ("rows", np.zeros(24, np.int32), "25 integer offsets"),
+        ("rows", np.arange(25)[::-1].astype(np.int32), "25 integer offsets"),
+        ("cols", np.zeros(1, np.int32), "25 integer offsets"),
+        ("full_row_indices", np.array([0, 64], np.int32), r"columns 0\.\.63"),
+        ("full_rows", np.zeros((3, 24), np.float32), r"\(2, 24\)"),
+    ])
+    def test_contradictions_of_squeezellm(self, tmp_path, part, value, message):
+        config, tensors, _ = squeezellm()
+        self.check(tmp_path, (config, tensors | {part: value}), message)
+
+    def test_more_of_squeezellm(self, tmp_path):
+        config, tensors, _ = squeezellm()
+        self.check(tmp_path, squeezellm(wbits=5), "2, 3 or 4 bits, got wbits 5", host.ConfigError)
+        del tensors["vals"]
+        self.check(tmp_path, (config, tensors), "must have rows, cols and vals")
+        with pytest.raises(host.ArgumentError, match="calibration is for SqueezeLLM"):
+            host.from_checkpoint(write(tmp_path / "d", *aqlm()[:2]), calibration=np.ones((1, 128)))
 
     def test_group_sizes_that_engines_do_not_have(self, tmp_path):
         self.check(tmp_path, codegemm(group=64 * 4, K=512), "32, 64, 128", host.ConfigError)

@@ -112,6 +112,9 @@ class TestImport:
         ("centroids", np.r_[np.linspace(-1, 1, 15), np.inf], "finite"),
         ("centroids", np.r_[np.arange(15) * 1e-6, 1], "differ when they are rounded to int8"),
         ("activation_centroids", [np.nan] * 4, "finite"),
+        ("activation_centroids", np.arange(-4, 4) * 1000.0,
+         r"1e-30\.\.2032 in magnitude, got 4000"),
+        ("centroids", np.arange(4) * 5e-324, "1e-30"),
         ("scales", -np.ones(3), "not be negative"), ("scales", np.ones(4), r"\(3,\), got \(4,\)"),
         ("outliers", 2, "outliers must be in")])
     def test_bad_arrays(self, name, value, message):
@@ -176,6 +179,21 @@ class TestQuantizer:
     def test_few_different_weights_are_exact(self, W):
         q = host.quantize(W.astype(np.float32), format="kmeans", bits=2)
         assert np.allclose(q.dequantize(), W, rtol=1e-6)
+
+    @pytest.mark.parametrize("calibration", [np.zeros((3, 40)), np.eye(40)])
+    def test_calibration_without_inliers_is_none(self, calibration):
+        """Activations are taken for Gaussian then, as without calibration."""
+        W = np.random.default_rng(0).standard_normal((5, 40)).astype(np.float32)
+        found, plain = (host.quantize(W, format="kmeans", calibration=c)
+                        for c in (calibration, None))
+        assert np.array_equal(found.activation_centroids, plain.activation_centroids)
+        assert found.activation_step == plain.activation_step
+
+    def test_largest_weights(self):
+        W = np.zeros((2, 1000), np.float32)
+        W[0], W[1, 0] = 2.0**126, 2.0**126
+        q = host.quantize(W, format="kmeans")
+        assert np.allclose(q.dequantize()[0], 2.0**126)
 
     @pytest.mark.parametrize("calibration", [
         np.zeros((4, 40)), np.ones((4, 40)), np.eye(4, 40), 1e30 * np.ones((1, 40)),
@@ -261,6 +279,21 @@ class TestToken:
         candidates = np.array([errors(f) for f in np.geomspace(0.6, 1.6, 21)])
         best = candidates[candidates[:, 0].argmin(axis=0), 1, np.arange(M)]
         assert np.linalg.norm(errors(1)[1]) <= 1.03 * np.linalg.norm(best)
+
+    def test_a_unit_beyond_float32_is_refused(self):
+        q = host.from_codes("kmeans", codes=np.zeros((1, 8), int), centroids=np.arange(4.0) - 2,
+                            scales=[1e-10], activation_centroids=np.arange(-2032, 0, 508.0))
+        with pytest.raises(host.ArgumentError, match="must stay within float32"):
+            q.token_units(np.full((1, 8), 32767), np.array([1e37], np.float32))
+
+    def test_the_smallest_factor(self):
+        """More equal elements than the gain counts, in the coarsest unit: still not zero."""
+        q = host.from_codes("kmeans", codes=np.ones((1, 4200), int), scales=[1.0], outliers=0.5,
+                            centroids=np.arange(16) - 8.0,
+                            activation_centroids=np.linspace(-2032, 2032, 16))
+        x = np.full((1, 4200), 32767)
+        assert np.isfinite(q.token_units(x, np.ones(1, np.float32))).all()
+        assert sim.golden.token_values(q, x[0])[1] == 2**30
 
     def test_step_of_the_longest_token_leaves_room(self):
         assert step_min(16384) < 2 / 127    # of a codebook that ends at two mean magnitudes
