@@ -1,10 +1,9 @@
 """The normaliser of a token: what its elements are multiplied by to become units of a codebook.
 
 A token is divided by the mean magnitude of what is not an outlier, however large those are; it
-takes no multiplier.  With the mean of all, which is known earlier, one element a thousand times
-the others adds a tenth to the error of 4096, and four tenths to that of 1024.  The factor is a
-number of 17 bits and one of four shifts, so that the elements need one hardware multiplier and a
-small choice each.
+takes no multiplier.  The mean of all is known earlier, but one element a thousand times the others
+doubles it where there are 1024.  The factor is a number of 17 bits and one of four shifts, so that
+the elements need one hardware multiplier and a small choice each.
 """
 
 from amaranth.hdl import Cat, Module, Mux, Signal, signed

@@ -37,7 +37,7 @@ class LayerCode:
     def at(cls, address, image):
         """The code of a :class:`host.pack.Image` that lies at a beat address."""
         books, at = [], address
-        for buffer, count in image.codebooks_first:
+        for buffer, count in image.books:
             books.append((buffer, at, count))
             at += count
         return cls(tiles=[(address + beat, steps) for beat, steps in image.tiles],

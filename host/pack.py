@@ -39,7 +39,7 @@ class Image:
     k_tiles : int
     planes, codebooks : int
         Beats of codes per column step and K tile: of each codebook, one per plane.
-    codebooks_first : list of (Buffer, beats)
+    books : list of (Buffer, beats)
         What lies before the first tile, and where LOAD brings it.
     zero, requant : bool
         Whether K tiles start with sum beats; whether columns of the last start with parameters.
@@ -59,7 +59,7 @@ class Image:
     k_tiles: int
     planes: int
     codebooks: int
-    codebooks_first: list
+    books: list
     zero: bool
     requant: bool
     positions: np.ndarray
@@ -293,7 +293,7 @@ def pack(q, config: EngineConfig, parameters=None, order=None):
     total_steps = sum(steps for _, steps in tiles)
     return Image(data=np.concatenate(data_parts), side=side, tiles=tiles, k_tiles=k_tiles,
                  planes=planes, codebooks=codebooks,
-                 codebooks_first=[(buffer, len(book)) for buffer, book in books],
+                 books=[(buffer, len(book)) for buffer, book in books],
                  zero=zeros is not None, requant=parameters is not None, positions=positions,
                  padded_k=padded, padding=1 - N * K / (total_steps * C * padded),
                  token=(K, q.outlier_count) if q.format == "kmeans" else None)

@@ -1,8 +1,7 @@
 """Sorted lists: the plain way to the largest and the smallest elements of a stream.
 
-Every element is compared with all that are kept, and pushes those behind it one place on.  A
-comparator and a register for each: for few outliers smaller than the trees of Orizuru, and for any
-number slower, since elements come one by one.
+Every element is compared with all that are kept, and pushes those behind it one place on: a
+comparator and a register for each, and elements come one by one.
 """
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed

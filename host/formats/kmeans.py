@@ -118,7 +118,7 @@ class KMeansMatrix(QuantizedMatrix):
 
     @classmethod
     def quantize(cls, W, config, *, calibration, seed, output_scale, progress):
-        from host.formats.lloyd import train
+        from host.formats.kmeans_training import train
 
         return cls(config, W.shape, *train(W, config, calibration, progress),
                    output_scale=output_scale)

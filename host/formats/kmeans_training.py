@@ -91,7 +91,6 @@ def _mean_squares(calibration):
 
 def _activation_codebook(config, calibration, energy, K):
     """Centroids int8 and the step: of the tokens' elements in mean magnitudes, less outliers."""
-
     count = config.outlier_count(K)
     parts, masses = [], []
     if calibration is not None:
