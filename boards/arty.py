@@ -21,7 +21,7 @@ _TINY_PSUMBOOK = Size(
     memory_bytes=16 * 1024)
 _kmeans = partial(kmeans_engine, family="xilinx7")
 _TINY_KMEANS = Size(
-    engine=_kmeans(v=2, lanes=16, builders=4, n_tile=64, activation_bytes=2048),
+    engine=_kmeans(v=2, lanes=16, builders=4, epilogue=False, n_tile=64, activation_bytes=2048),
     memory_bytes=16 * 1024)
 
 

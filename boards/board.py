@@ -46,7 +46,7 @@ def psumbook_engine(*, v, lanes, b=8, **fields):
 def kmeans_engine(*, v, lanes, b=8, **fields):
     """An engine for K-means indexes: tables in block RAM, tokens of up to 4096 elements."""
     return EngineConfig(**{
-        **dict(format="kmeans", v=v, b=b, lanes=lanes, zero_points=False, epilogue=False,
+        **dict(format="kmeans", v=v, b=b, lanes=lanes, zero_points=False,
                scale_points=1, block_ram_blocks=v * lanes // BLOCK, n_tile=4096,
                activation_bytes=8192), **fields})
 

@@ -44,7 +44,8 @@ ULX3S = Board(
                     memory_bytes=64 * 1024, clock_hz=80_000_000),
     }, "kmeans": {
         "tiny": Size(
-            engine=kmeans(v=2, lanes=16, builders=4, n_tile=64, activation_bytes=2048),
+            engine=kmeans(v=2, lanes=16, builders=4, epilogue=False, n_tile=64,
+                          activation_bytes=2048),
             memory_bytes=16 * 1024),
         "default": Size(engine=kmeans(v=2, lanes=64, builders=8), memory_bytes=64 * 1024,
                         clock_hz=100_000_000),

@@ -94,7 +94,8 @@ class EngineConfig:
     address_bits : int
         Width of a beat address.
     epilogue : bool
-        Whether the engine can re-quantise to int8 (chains of layers on the device).
+        Whether the engine can re-quantise to int8 (chains of layers on the device); ``kmeans``:
+        and from there to indexes.
     counters : bool
         Whether the stages' cycle counters are built.
     """
@@ -133,20 +134,20 @@ class EngineConfig:
             "psumbook": dict(v=(2, 4, 8), b=(4, 5, 6, 7, 8), builders=(2, 4, 8, 16),
                              activation_bits=(8,), zero_points=(False,)),
             "kmeans": dict(v=(2, 4), b=(6, 8), builders=(4, 8, 16), activation_bits=(16,),
-                           zero_points=(False,), epilogue=(False,))}[self.format]
+                           zero_points=(False,))}[self.format]
         for name in ("v", "b"):
             legal(name, of_format[name])
         legal("lanes", (16, 32, 64, 128, 256))
         legal("rows", (1, 2, 4, 8, 16))
         legal("columns", (1, 2, 4))
-        legal("scale_points", (1,) if self.format == "kmeans" else tuple(
+        legal("scale_points", (1,) if self.encodes else tuple(
             2**i for i in range(self.blocks.bit_length())))
         for name in ("builders", "activation_bits", "zero_points"):
             legal(name, of_format[name])
         legal("block_ram_blocks", tuple(range(self.blocks + 1)))
         legal("n_tile", tuple(2**i for i in range(4, 15)))
         legal("activation_bytes", tuple(2**i for i in range(9, 17)))
-        legal("epilogue", of_format.get("epilogue", (False, True)))
+        legal("epilogue", (False, True))
         legal("counters", (False, True))
         if (self.format, self.v, self.b) == ("kmeans", 4, 6):
             raise ConfigError("b must be v times an index of 2, 3 or 4 bits, so 8 for v=4, not 6")
@@ -246,9 +247,25 @@ class EngineConfig:
         return self.code_bits // 8
 
     @property
+    def encodes(self):
+        """bool: whether tokens are encoded on their way into the buffers: outliers found, the
+        others clustered.  Then scales are the host's, and weights have none on the device."""
+        return self.format == "kmeans"
+
+    @property
     def scaled(self):
         """bool: whether group sums are multiplied by scales."""
-        return self.format != "kmeans"
+        return not self.encodes
+
+    @property
+    def tables(self):
+        """bool: whether indexes of the layer before can be loaded, and stored for the next."""
+        return self.encodes and self.epilogue
+
+    @property
+    def coarse_base(self):
+        """Bits that the epilogue drops of every accumulator: those that scales add, about."""
+        return 10 if self.scaled else 0
 
     @property
     def side_bits(self):
@@ -310,7 +327,9 @@ class EngineConfig:
 
     @property
     def column_bits(self):
-        """Width of a column's sum over all planes."""
+        """Width of a column's sum over all planes, and of a bias beside it."""
+        if self.tables:
+            return self.accumulator_bits
         return bits_for(self.scaled_max * (2**self.planes_max - 1))
 
     @property
@@ -330,7 +349,7 @@ class EngineConfig:
     @property
     def activation_max(self):
         """Largest magnitude of an activation in the buffers."""
-        return VALUE_MAX if self.format == "kmeans" else ACTIVATION_MAX
+        return VALUE_MAX if self.encodes else ACTIVATION_MAX
 
     @property
     def value_bits(self):
@@ -340,7 +359,7 @@ class EngineConfig:
     @property
     def value_bytes(self):
         """Bytes of an activation in memory."""
-        return 2 if self.format == "kmeans" else 1
+        return 2 if self.encodes else 1
 
     @property
     def word_values(self):
@@ -357,7 +376,7 @@ class EngineConfig:
         """
         if self.format == "bitserial":
             return self.builders
-        least = max(TOKEN_BEAT // 2 if self.format == "kmeans" else 2,
+        least = max(TOKEN_BEAT // 2 if self.encodes else 2,
                     self.activation_bytes // (4 * _BUFFER_WORDS),
                     2 * self.v * self.builders // 2**self.b)
         return min(self.builders, least)
@@ -370,7 +389,7 @@ class EngineConfig:
     @property
     def load_values(self):
         """Activations of a beat that LOAD takes: a slot, or as many as the beat holds."""
-        if self.format == "kmeans":
+        if self.encodes:
             return TOKEN_BEAT
         return min(self.beat_bytes, self.slot_values)
 

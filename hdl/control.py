@@ -18,7 +18,7 @@ QUIET_CYCLES = 64
 
 def opcodes(config):
     """The operations that an engine has."""
-    return [op for op in Opcode if op is not Opcode.TOPK or config.format == "kmeans"]
+    return [op for op in Opcode if op is not Opcode.TOPK or config.encodes]
 
 
 def _width(config, opcode, name, field):
@@ -30,7 +30,8 @@ def _width(config, opcode, name, field):
     if name == "local":
         slots = (config.activation_depth - 1).bit_length()
         if opcode is Opcode.LOAD:
-            entries = 5 * (config.format == "kmeans")       # of the activation codebook
+            # Of the activation codebook, or of a table.
+            entries = 8 if config.tables else 5 * config.encodes
             return max(slots, config.codebook_word_bits, entries)
         return slots
     if name == "tiles":
@@ -109,15 +110,22 @@ class Control(wiring.Component):
         if not config.zero_points:
             refused += ["zero"]
         if not config.byte_passes:
-            refused += ["high", "unsigned"]
+            refused += ["unsigned"] + ["high"] * (opcode is Opcode.LMMA)
         if config.codebooks_max < 2:
             refused += ["codebooks"]
         if not config.centroid_bits:
             refused += ["buffer"]
+        if not config.tables:
+            refused += ["indexes", "pairs", "static"]
+            refused += ["high"] * (opcode is Opcode.STORE)
+            refused += ["length"] * (opcode is Opcode.LOAD)
         used -= {fields[name].offset + i for name in refused if name in fields
                  for i in range(fields[name].width)}
-        if opcode is Opcode.LOAD and config.format != "kmeans":
-            used -= {fields["buffer"].offset + Buffer.ACTIVATION_CODEBOOK.bit_length() - 1}
+        if opcode is Opcode.LOAD:
+            most = Buffer.BYTE_TABLE if config.tables else \
+                Buffer.ACTIVATION_CODEBOOK if config.encodes else Buffer.CENTROIDS
+            used -= {fields["buffer"].offset + i
+                     for i in range(most.bit_length(), fields["buffer"].width)}
         if opcode is Opcode.BUILD:      # starts with a whole K tile
             low = fields["local"].offset
             used -= set(range(low, low + (config.tile_slots - 1).bit_length()))
@@ -157,10 +165,11 @@ class Control(wiring.Component):
             m.d.sync += unaligned.eq(word[fields["target"].offset]
                                      & word[rows:rows + config.rows.bit_length() - 1].any())
             wrong[Opcode.STORE].append(unaligned)
-        if config.format == "kmeans":
+        if config.encodes:
             what = FIELDS[Opcode.LOAD]["buffer"].offset
             unknown = Signal()
-            m.d.sync += unknown.eq(word[what:what + 2].all())
+            m.d.sync += unknown.eq(word[what + 2] & word[what:what + 2].any() if config.tables
+                                   else word[what:what + 2].all())
             wrong[Opcode.LOAD].append(unknown)
         is_op = {}
         for opcode in self.opcodes:

@@ -3,7 +3,7 @@
 Knows no link, no board and no memory: :mod:`hdl.top` puts those around it.
 """
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -19,7 +19,7 @@ from hdl.beat import (
 from hdl.cell import Timing
 from hdl.config import PARAMETER_BITS
 from hdl.control import Control
-from hdl.encoder import Encoder, codebook_data
+from hdl.encoder import Encoder, codebook_data, elements_of
 from hdl.isa import INSTRUCTION_BITS, Buffer
 from hdl.parameters import ParameterQueue
 from hdl.parts import count_down, delay
@@ -168,10 +168,15 @@ class Core(wiring.Component):
             prepare.i_beat.payload.centroids.eq(codes[:config.centroid_bits]),
             prepare.table_free.eq(ends_tile),
         ]
-        if config.format == "kmeans":
+        if config.encodes:
             m.submodules.encoder = encoder = Encoder(config)
             connect(m, control.o_topk, prepare.i_topk)
             self._encode(m, prepare, encoder, loaded, what, codes)
+            if config.tables:
+                table = self._filled(m, prepare, loaded, Buffer.BYTE_TABLE)
+                m.d.comb += [store.table.valid.eq(table),
+                             store.table.payload.word.eq(prepare.slot),
+                             store.table.payload.byte.eq(delay(m, codes[:8], 1, name="byte"))]
             # Beats to encode come so many cycles apart.
             encodes = ~prepare.shows & (prepare.fills == Buffer.ACTIVATIONS)
             m.d.comb += encoding.eq(~count_down(
@@ -188,7 +193,7 @@ class Core(wiring.Component):
             drive.codes.eq(codes), drive.side.eq(side), drive.flags.eq(what),
             drive.gather.eq(gathered), drive.places.eq(prepare.places),
             drive.slot.eq(prepare.slot), drive.walk.eq(prepare.walk)]
-        if config.format == "kmeans":
+        if config.encodes:
             m.d.comb += drive["values"].eq(encoder.values)
         # The bank in a register for each section of tables.  Equal ones would be merged: each is
         # of another kind, by its reset or as a complement.
@@ -267,7 +272,7 @@ class Core(wiring.Component):
     def _encode(self, m, prepare, encoder, loaded, what, codes):
         """The encoder between the stream register and the prepare stage."""
         to_encoder = prepare.fills == Buffer.ACTIVATIONS
-        elements = codes[:Value.cast(encoder.i.payload.elements).shape().width]
+        elements = elements_of(codes)
         for port, valid in ((encoder.i_shown, loaded & prepare.shows),
                             (encoder.i, loaded & ~prepare.shows & to_encoder)):
             m.d.comb += [port.valid.eq(valid), port.payload.elements.eq(elements),
@@ -276,13 +281,24 @@ class Core(wiring.Component):
             encoder.show.eq(prepare.show), encoder.row.eq(prepare.row),
             encoder.length.eq(prepare.length), encoder.k.eq(prepare.k),
             prepare.found.eq(encoder.found),
+            encoder.static.eq(prepare.static), encoder.indexes.eq(prepare.indexes),
+            encoder.pairs.eq(prepare.pairs),
             encoder.restart.eq(prepare.restart), encoder.beat.eq(prepare.beat),
             prepare.i_beat.valid.eq(Mux(to_encoder, encoder.o.valid, loaded & ~prepare.shows)),
             prepare.i_beat.payload.last.eq(Mux(to_encoder, encoder.o.payload.last,
                                                what.pass_end)),
-            encoder.codebook.valid.eq(delay(
-                m, loaded & ~prepare.shows & (prepare.fills == Buffer.ACTIVATION_CODEBOOK), 1,
-                name="to_codebook", resettable=True)),
-            encoder.codebook.payload.word.eq(prepare.slot),
-            encoder.codebook.payload.data.eq(delay(m, codes[:codebook_data()], 1,
-                                                   name="entry"))]
+            encoder.codebook.valid.eq(
+                self._filled(m, prepare, loaded, Buffer.ACTIVATION_CODEBOOK)),
+            encoder.codebook.payload.word.eq(prepare.slot)]
+        entry = delay(m, codes[:codebook_data()], 1, name="entry")
+        m.d.comb += encoder.codebook.payload.data.eq(entry)
+        if self.config.tables:
+            m.d.comb += [
+                encoder.table.valid.eq(self._filled(m, prepare, loaded, Buffer.VALUE_TABLE)),
+                encoder.table.payload.word.eq(prepare.slot),
+                encoder.table.payload.value.eq(entry)]
+
+    def _filled(self, m, prepare, loaded, buffer):
+        """Whether a beat of this buffer was in the stream register a cycle ago."""
+        return delay(m, loaded & ~prepare.shows & (prepare.fills == buffer), 1,
+                     name=f"fills_{buffer.name.lower()}", resettable=True)

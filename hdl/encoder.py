@@ -3,9 +3,11 @@
 TOPK shows a token to the encoder, which finds what a unit of the codebook is in it and which of
 its elements are outliers; those are remembered as flags.  Then LOAD brings the same beats again,
 and every element becomes its nearest centroid, or if it is an outlier its own value.
+
+Elements that the layer before left as indexes are looked up instead: a table says what they mean.
 """
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -14,10 +16,13 @@ from hdl.cluster import Cluster, centroid_word
 from hdl.config import TOKEN_BEAT
 from hdl.parts import BlockRAM, delay
 from hdl.token_scale import TokenScale, factor
-from hdl.token_units import ENCODE_CYCLES, GAIN_BITS, GAIN_WORD
+from hdl.token_units import ENCODE_CYCLES, GAIN_BITS, GAIN_WORD, STATIC
 from hdl.topk import Orizuru
 
-__all__ = ["Encoder", "codebook_data"]
+__all__ = ["TABLE_ENTRIES", "Encoder", "codebook_data", "elements_of"]
+
+TABLE_ENTRIES = 256
+"""Of what indexes mean."""
 
 _LANES = TOKEN_BEAT // ENCODE_CYCLES    # elements encoded per cycle
 _SUMMED = 6         # cycles until a sum is complete
@@ -30,8 +35,14 @@ def codebook_data():
 
 
 def token_beat():
-    """Elements of a beat of a token."""
+    """Elements of a beat of a token, each of two bytes."""
     return data.ArrayLayout(signed(16), TOKEN_BEAT)
+
+
+def elements_of(beat):
+    """The elements of a beat, whose low bytes lie before their high bytes."""
+    low, high = beat[:8 * TOKEN_BEAT], beat[8 * TOKEN_BEAT:16 * TOKEN_BEAT]
+    return Cat(Cat(low.word_select(n, 8), high.word_select(n, 8)) for n in range(TOKEN_BEAT))
 
 
 class Encoder(wiring.Component):
@@ -49,6 +60,12 @@ class Encoder(wiring.Component):
     -------
     codebook : In(Flow of {word, data})
         An entry of the activation codebook, or at :data:`~hdl.token_units.GAIN_WORD` the gain.
+    table : In(Flow of {word, value})
+        An entry of the table that says what indexes mean.
+    static : In(1)
+        The unit is that of :data:`~hdl.token_units.STATIC`, whatever the token.
+    indexes, pairs : In(1)
+        Beats hold indexes: low bytes, or the low halves of both bytes.
     show : In(1), row : In, length : In, k : In
         A token comes (strobe): of which row, how many elements less one, how many outliers on
         each side.  They stay until `found`.
@@ -59,13 +76,14 @@ class Encoder(wiring.Component):
         Beats to encode come next (strobe), of which the first is this one of every row.
     i : In(Flow of {elements, last})
     o : Out(Flow of {last})
-        A beat is encoded.
+        A beat is encoded; one of indexes after :data:`TABLE_LATENCY` cycles.
     values : Out
         Its values, in the cycle after that.  Elements from `length` on are 0; so are all but the
         outliers of a token where those are 0.
     """
 
     LATENCY = Cluster.LATENCY + ENCODE_CYCLES
+    TABLE_LATENCY = BlockRAM.LATENCY + ENCODE_CYCLES
 
     def __init__(self, config):
         self.config = config
@@ -74,6 +92,9 @@ class Encoder(wiring.Component):
         values = data.ArrayLayout(signed(config.value_bits), TOKEN_BEAT)
         super().__init__({
             "codebook": In(Flow(data.StructLayout({"word": 5, "data": codebook_data()}))),
+            "table": In(Flow(data.StructLayout({
+                "word": range(TABLE_ENTRIES), "value": signed(config.value_bits)}))),
+            "static": In(1), "indexes": In(1), "pairs": In(1),
             "show": In(1), "row": In(range(config.rows)), "length": In(range(config.token_values)),
             "k": In(range(config.token_values // 2 + 1)),
             "i_shown": In(Flow(token)), "found": Out(1),
@@ -118,6 +139,9 @@ class Encoder(wiring.Component):
         for r in range(config.rows):
             with m.If(unit.done & (self.row == r)):
                 m.d.sync += [units[r].scale.eq(unit.o), units[r].zero.eq(unit.zero)]
+                if config.tables:
+                    with m.If(self.static):
+                        m.d.sync += units[r].scale.eq(Const(STATIC, factor()))
 
         # Flags are cleared as the token passes, and set as outliers are found.
         beat = Signal(range(self.beats))
@@ -183,25 +207,54 @@ class Encoder(wiring.Component):
         left = Signal(range(ENCODE_CYCLES + 1))
         with m.If(self.i.valid):
             m.d.sync += [elements.eq(self.i.payload.elements),
-                         kept.eq(exists & (outliers | ~unit_next.zero.replicate(TOKEN_BEAT))),
+                         kept.eq(exists & (outliers | (self.indexes | ~unit_next.zero)
+                                           .replicate(TOKEN_BEAT))),
                          own.eq(outliers), scale.eq(unit_next.scale),
                          last.eq(self.i.payload.last), left.eq(ENCODE_CYCLES)]
         with m.Elif(left != 0):
             m.d.sync += [elements.eq(elements.as_value() >> 16 * _LANES),
                          kept.eq(kept >> _LANES), own.eq(own >> _LANES),
                          left.eq(left - 1)]
-        m.d.comb += [cluster.i.valid.eq(left != 0), cluster.i.payload.scale.eq(scale),
+        m.d.comb += [cluster.i.valid.eq((left != 0) & ~self.indexes),
+                     cluster.i.payload.scale.eq(scale),
                      *(cluster.i.payload.elements[n].eq(elements[n])
                        for n in range(_LANES))]
+        exist = kept
         kept, own = (delay(m, flags[:_LANES], cluster.LATENCY, name=name)
                      for name, flags in (("kept", kept), ("own", own)))
-        encoded = []
-        for n, found in enumerate(cluster.o.payload):
-            value = Signal(signed(config.value_bits), name=f"value_{n}")
-            m.d.comb += value.eq(Mux(kept[n], Mux(own[n], found.value, found.centroid), 0))
-            encoded.append(value)
-        with m.If(cluster.o.valid):
-            m.d.sync += self.values.eq(Cat(*list(self.values)[_LANES:], *encoded))
-        m.d.comb += [
-            self.o.valid.eq(delay(m, left == 1, cluster.LATENCY, name="ends", resettable=True)),
-            self.o.payload.last.eq(delay(m, last, cluster.LATENCY, name="last"))]
+        encoded = [Mux(kept[n], Mux(own[n], found.value, found.centroid), 0)
+                   for n, found in enumerate(cluster.o.payload)]
+        valid, end = cluster.o.valid, delay(m, (left == 1) & ~self.indexes, cluster.LATENCY,
+                                            name="ends", resettable=True)
+        final = delay(m, last, cluster.LATENCY, name="last")
+        if config.tables:
+            meanings, looked_up, looked_up_end = self._look_up(m, elements, exist, left)
+            encoded = [Mux(looked_up, meaning, value)
+                       for meaning, value in zip(meanings, encoded)]
+            valid, end = valid | looked_up, end | looked_up_end
+            final = Mux(looked_up_end, delay(m, last, BlockRAM.LATENCY, name="meant_last"), final)
+        with m.If(valid):
+            m.d.sync += self.values.eq(Cat(*list(self.values)[_LANES:],
+                                           *(value[:config.value_bits] for value in encoded)))
+        m.d.comb += [self.o.valid.eq(end), self.o.payload.last.eq(final)]
+
+    def _look_up(self, m, elements, exist, left):
+        """What indexes mean: values, whether they are there, and whether they end a beat."""
+        config = self.config
+        meanings = []
+        for n in range(_LANES):
+            # A block RAM each: both are read in every cycle.
+            m.submodules[f"table_{n}"] = table = BlockRAM(config.value_bits, TABLE_ENTRIES,
+                                                          family=config.family)
+            element = elements[n].as_unsigned()
+            m.d.comb += [
+                table.write_enable.eq(self.table.valid),
+                table.write_address.eq(self.table.payload.word),
+                table.write_data.eq(self.table.payload.value),
+                table.read_address.eq(Cat(element[:4], Mux(self.pairs, element[8:12],
+                                                           element[4:8])))]
+            meanings.append(Mux(delay(m, exist[n], table.LATENCY, name="exists"),
+                                table.read_data.as_signed(), 0))
+        valid, end = (delay(m, strobe & self.indexes, BlockRAM.LATENCY, name=name, resettable=True)
+                      for name, strobe in (("meant", left != 0), ("meant_end", left == 1)))
+        return meanings, valid, end

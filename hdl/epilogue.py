@@ -1,10 +1,10 @@
 """Re-quantisation of accumulators to int8 for the next layer.
 
-``y = clip(rint((acc >> (10 + 6 * shift)) * multiplier / 2**21), -127, 127)``: a coarse shift leaves
-18 bits for one hardware multiplier, the multiplier does the rest.  Ties go to even.  What the
-coarse shift drops is less than 1/16 of a step of the result: a multiplier has 12 to 17 significant
-bits, so a step is at least 16 units of the shifted number.  Eight shifts of four bits would drop
-less than 1/64 and cost 40 cells more.  The bias is in the accumulator already.
+``y = clip(rint((acc >> (base + 6 * shift)) * multiplier / 2**21), -127, 127)``: a coarse shift
+leaves 18 bits for one hardware multiplier, the multiplier does the rest.  Ties go to even.  What
+the coarse shift drops is less than 1/16 of a step of the result: a multiplier has 12 to 17
+significant bits, so a step is at least 16 units of the shifted number.  Eight shifts of four bits
+would drop less than 1/64 and cost 40 cells more.  The bias is in the accumulator already.
 """
 
 from amaranth.hdl import Cat, Module, Mux, Signal, signed
@@ -12,12 +12,10 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hdl.beat import Flow
-from hdl.layout import COARSE_BASE, COARSE_STEP, FINE_SHIFT, PARAMETER_FIELDS
+from hdl.layout import COARSE_STEP, FINE_SHIFT, KEPT_BITS, PARAMETER_FIELDS
 from hdl.parts import Multiplier, add, delay
 
 __all__ = ["Epilogue"]
-
-_KEPT = 18      # bits of the shifted accumulator
 
 
 class Epilogue(wiring.Component):
@@ -29,20 +27,24 @@ class Epilogue(wiring.Component):
     ----------
     width : int
         Width of the accumulators.
+    base : int
+        Bits that are dropped of every one.
     family : str
 
     Members
     -------
     i : In(Flow of {value: signed(width), multiplier: 17, shift: 2})
-        A multiplier from MULTIPLIER_MIN on; smaller ones saturate too early.
+        A multiplier from MULTIPLIER_MIN on; smaller ones only where the shifted value fits
+        KEPT_BITS, or they saturate too early.
     relu : In(1)
     o : Out(Flow of signed(8))
     """
 
     LATENCY = 1 + Multiplier.LATENCY + 3
 
-    def __init__(self, width, family="portable"):
+    def __init__(self, width, base, family="portable"):
         self.width = width
+        self.base = base
         self.family = family
         super().__init__({
             "i": In(Flow(data.StructLayout({
@@ -56,14 +58,14 @@ class Epilogue(wiring.Component):
         m = Module()
         value = self.i.payload.value
         sign = value[-1]
-        kept = Signal(signed(_KEPT), reset_less=True)
+        kept = Signal(signed(KEPT_BITS), reset_less=True)
         # Runs of a step's bits, each compared with the sign once and shared by all shifts.
         runs = [(value[i:i + COARSE_STEP] ^ sign.replicate(len(value[i:i + COARSE_STEP]))).any()
-                for i in range(COARSE_BASE + _KEPT - 1, self.width, COARSE_STEP)]
+                for i in range(self.base + KEPT_BITS - 1, self.width, COARSE_STEP)]
         with m.Switch(self.i.payload.shift):
             for k in range(2 ** PARAMETER_FIELDS["shift"][1]):
                 with m.Case(k):
-                    m.d.sync += kept.eq(value >> COARSE_BASE + COARSE_STEP * k)
+                    m.d.sync += kept.eq(value >> self.base + COARSE_STEP * k)
         # What is above the kept bits is not just sign: a cycle later, beside the multiplier.
         beyond = Signal(reset_less=True)
         differs = delay(m, Cat(*runs), 1, name="differs")
@@ -72,7 +74,7 @@ class Epilogue(wiring.Component):
                 with m.Case(k):
                     m.d.sync += beyond.eq(differs[k:].any())
         m.submodules.multiplier = multiplier = Multiplier(
-            _KEPT, PARAMETER_FIELDS["multiplier"][1] + 1, self.family)
+            KEPT_BITS, PARAMETER_FIELDS["multiplier"][1] + 1, self.family)
         m.d.comb += [multiplier.a.eq(kept),
                      multiplier.b.eq(delay(m, self.i.payload.multiplier, 1, name="factor"))]
         product = multiplier.o

@@ -39,6 +39,8 @@ class Buffer(IntEnum):
     ACTIVATIONS = 0
     CENTROIDS = 1
     ACTIVATION_CODEBOOK = 2
+    VALUE_TABLE = 3
+    BYTE_TABLE = 4
 
 
 class Target(IntEnum):
@@ -67,12 +69,17 @@ FIELDS = {
     Opcode.HALT: {},
     Opcode.FENCE: {},
     Opcode.LOAD: {
-        "buffer": Field(4, 2, "0: activations; 1: centroids, for the codebook buffer; 2: the "
-                              "activation codebook of kmeans"),
+        "buffer": Field(4, 3, "0: activations; 1: centroids, for the codebook buffer; of kmeans "
+                              "2: the activation codebook; 3: what indexes of the layer before "
+                              "mean; 4: what STORE makes of int8 results"),
+        "indexes": Field(8, 1, "activations of kmeans: 0: int16, to be encoded; 1: indexes of the "
+                               "layer before"),
+        "pairs": Field(9, 1, "an index is the low halves of an element's bytes: low byte first"),
+        "length": Field(16, 14, "with indexes: elements of a token", 1),
         "count": Field(32, 16, "beats to read", 1),
         "local": Field(48, 16, "first slot of the activation buffers to write, or word of four "
                                "centroids of the codebook buffer, or entry of the activation "
-                               "codebook (16: the gain)"),
+                               "codebook (16: the gain) or of a table"),
         "address": _ADDRESS,
     },
     Opcode.BUILD: {
@@ -96,11 +103,14 @@ FIELDS = {
         "address": _ADDRESS,
     },
     Opcode.STORE: {
-        "target": Field(4, 1, "0: 64-bit accumulators; 1: int8, laid out as LOAD reads it"),
+        "target": Field(4, 1, "0: 64-bit accumulators; 1: int8, laid out as LOAD reads it; in "
+                              "kmeans what the table makes of it"),
         "relu": Field(6, 1, "negative int8 results become 0"),
+        "high": Field(7, 1, "bytes of kmeans are the high ones of their elements, else the low"),
         "address": _ADDRESS,
     },
     Opcode.TOPK: {
+        "static": Field(4, 1, "a unit of the codebook is four steps of int16 in every token"),
         "k": Field(16, 14, "outliers of a token on each side"),
         "length": Field(32, 14, "elements of a token", 1),
         "address": _ADDRESS,

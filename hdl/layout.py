@@ -6,10 +6,10 @@ Light by design: plain Python integers and lists.
 from hdl.config import BLOCK, SCALE_BITS
 
 __all__ = [
-    "COARSE_BASE",
     "COARSE_STEP",
     "FINE_SHIFT",
     "FRAME",
+    "KEPT_BITS",
     "MULTIPLIER_MIN",
     "PARAMETER_FIELDS",
     "activation_order",
@@ -26,11 +26,14 @@ __all__ = [
 
 PARAMETER_FIELDS = {"bias": (0, 48), "multiplier": (48, 17), "shift": (65, 2)}
 """(offset, width) of the re-quantisation parameters of one output column, in PARAMETER_BITS."""
-COARSE_BASE, COARSE_STEP, FINE_SHIFT = 10, 6, 21
-"""``y = clip(rint((acc >> (COARSE_BASE + COARSE_STEP * shift)) * multiplier / 2**FINE_SHIFT))``;
-the bias is added to a column's first plane, so it counts 2**(planes - 1) times."""
+COARSE_STEP, FINE_SHIFT = 6, 21
+KEPT_BITS = 18
+"""``y = clip(rint((acc >> (coarse_base + COARSE_STEP * shift)) * multiplier / 2**FINE_SHIFT))``;
+the shifted accumulator saturates at KEPT_BITS.  The bias is added to a column's first plane, so it
+counts 2**(planes - 1) times."""
 MULTIPLIER_MIN = 1 << PARAMETER_FIELDS["multiplier"][1] - COARSE_STEP
-"""The next coarse shift serves smaller multipliers; they would saturate too early."""
+"""The next coarse shift serves smaller multipliers; where there is one, they would saturate too
+early."""
 
 
 def lane_positions(config):
@@ -39,7 +42,7 @@ def lane_positions(config):
     Tokens of ``kmeans`` lie in their buffers in the order of K, so that a lane's are those of its
     buffer: a word of every slot that its chunk takes.
     """
-    if config.format == "kmeans":
+    if config.encodes:
         word, words = config.word_values, config.v // config.word_values
         return [[slot * config.slot_values + word * buffer + t
                  for slot in range(turn * words, (turn + 1) * words) for t in range(word)]

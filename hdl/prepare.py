@@ -63,7 +63,7 @@ class Prepare(wiring.Component):
         What LOAD fills.
     shows : Out(1)
         The beats asked for are those of TOPK.
-    show, row, length, k, found, restart, beat
+    static, indexes, pairs, show, row, length, k, found, restart, beat
         The encoder's, see :class:`hdl.encoder.Encoder`.
     active : Out(1)
         An instruction is being executed.
@@ -73,7 +73,7 @@ class Prepare(wiring.Component):
 
     def __init__(self, config):
         self.config = config
-        self.encodes = config.format == "kmeans"
+        self.encodes = config.encodes
         members = {
             "i_load": In(stream.Signature(fields_of(Opcode.LOAD, config))),
             "i_build": In(stream.Signature(fields_of(Opcode.BUILD, config))),
@@ -89,6 +89,7 @@ class Prepare(wiring.Component):
             members |= {
                 "i_topk": In(stream.Signature(fields_of(Opcode.TOPK, config))),
                 "shows": Out(1), "show": Out(1), "row": Out(range(config.rows)),
+                "static": Out(1), "indexes": Out(1), "pairs": Out(1),
                 "length": Out(tokens), "k": Out(tokens), "found": In(1),
                 "restart": Out(1), "beat": Out(range(config.token_values // TOKEN_BEAT))}
         super().__init__(members)
@@ -135,6 +136,10 @@ class Prepare(wiring.Component):
             m.d.sync += loading.eq(0)
         with m.If(load_start):
             m.d.sync += [loading.eq(1), self.fills.eq(load.buffer)]
+            if config.tables:
+                m.d.sync += [self.indexes.eq(load.indexes), self.pairs.eq(load.pairs)]
+                with m.If(load.indexes):
+                    m.d.sync += self.length.eq(load.length)
         with m.If(asks):
             m.d.sync += asking.eq(1)
 
@@ -215,7 +220,7 @@ class Prepare(wiring.Component):
         m.d.sync += self.show.eq(topk.ready)
         with m.If(topk.ready):
             m.d.sync += [self.shows.eq(1), self.length.eq(topk.p.length), self.k.eq(topk.p.k),
-                         self.row.eq(0), first.eq(topk.p.address)]
+                         self.static.eq(topk.p.static), self.row.eq(0), first.eq(topk.p.address)]
         with m.If(self.found):
             with m.If(last_row):
                 m.d.sync += self.shows.eq(0)

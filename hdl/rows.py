@@ -36,7 +36,7 @@ def array_input(config):
         "codes": config.code_bits, "side": config.side_bits, "flags": Flags, "gather": 1,
         "banks": sections(config),
         "places": places(config), "slot": slot_bits(config),
-        "values": config.value_bits * TOKEN_BEAT * (config.format == "kmeans"),
+        "values": config.value_bits * TOKEN_BEAT * config.encodes,
         "walk": walk(config),
         "biases": data.ArrayLayout(signed(config.column_bits), config.columns)})
 
@@ -85,7 +85,7 @@ class Rows(wiring.Component):
         entries = []
         words_per_beat = config.load_values // config.word_values
         word_bits = config.word_values * config.value_bits
-        loaded = self.i["values"] if config.format == "kmeans" else delay(
+        loaded = self.i["values"] if config.encodes else delay(
             m, self.i.codes[:word_bits * words_per_beat], 1, name="loaded")
         for r in self.rows:
             row = []

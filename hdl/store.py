@@ -1,4 +1,4 @@
-"""The store stage: writes finished accumulators to memory, as they are or as int8."""
+"""The store stage: writes finished accumulators to memory, as they are or as bytes."""
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
@@ -10,7 +10,7 @@ from hdl.control import fields_of
 from hdl.epilogue import Epilogue
 from hdl.isa import Opcode
 from hdl.layout import PARAMETER_FIELDS
-from hdl.parts import add_select, delay
+from hdl.parts import BlockRAM, add_select, delay
 
 __all__ = ["Store", "spacing"]
 
@@ -33,7 +33,9 @@ class Store(wiring.Component):
 
     Accumulators are written as 64-bit numbers, cell after cell of a column step.  int8 results are
     written as LOAD reads activations: ``load_values`` columns of a row to a beat, rows beat by
-    beat; a tile must have a multiple of eight columns.
+    beat; a tile must have a multiple of eight columns.  Engines that take indexes replace every
+    one by a byte of a table: its index in the next layer's codebook.  STORE fills the low or the
+    high bytes of their elements.
 
     Parameters
     ----------
@@ -45,6 +47,8 @@ class Store(wiring.Component):
     results : In(one accumulator per cell, cell = column * rows + row), result_valid : In(1)
     result_last : In(1)
         They are those of the tile's last column step.
+    table : In(Flow of {word, byte})
+        The byte that replaces an int8 result, by its low eight bits.
     multipliers, shifts : In(per column)
         Re-quantisation parameters, with the result.
     int8 : Out(1)
@@ -64,6 +68,8 @@ class Store(wiring.Component):
             "multipliers": In(data.ArrayLayout(PARAMETER_FIELDS["multiplier"][1],
                                                config.columns)),
             "shifts": In(data.ArrayLayout(PARAMETER_FIELDS["shift"][1], config.columns)),
+            **({"table": In(Flow(data.StructLayout({"word": 8, "byte": 8})))}
+               if config.tables else {}),
             "int8": Out(1),
             "sink_ready": Out(1),
             "o_write": Out(Flow(write_request(config))),
@@ -122,7 +128,7 @@ class Store(wiring.Component):
                 write.data.eq(Mux(int8, word.replicate(width), raw)),
             ]
             word_next = word_valid & row_last
-            int8_end = word_next & place[limit - 1]
+            int8_end = word_next & (1 if config.tables else place[limit - 1])
         else:
             m.d.comb += [self.o_write.valid.eq(raw_valid), write.data.eq(raw)]
             word_next, int8_end = 0, 0
@@ -137,15 +143,24 @@ class Store(wiring.Component):
         following = add_select(m, increment, beat, self.i.p.address, start,
                                width=config.address_bits, family=config.family)
         with m.If(start | beat_end):
-            m.d.sync += [place.eq(1), beat.eq(following)]
-        with m.Elif(word_next):
-            m.d.sync += place.eq(place << 1)
-        with m.Elif(raw_valid):
+            m.d.sync += beat.eq(following)
+        if config.tables:       # bytes go to the same word of every beat
+            with m.If(start):
+                m.d.sync += place.eq(Mux(self.i.p.target & self.i.p.high, 2, 1))
+            with m.Elif(raw_end):
+                m.d.sync += place.eq(1)
+        else:
+            with m.If(start | beat_end):
+                m.d.sync += place.eq(1)
+            with m.Elif(word_next):
+                m.d.sync += place.eq(place << 1)
+        with m.If(raw_valid & ~raw_end & ~start):
             m.d.sync += place.eq(place << step)
 
         # The last column step has left when it would have come through the epilogue.
-        over = delay(m, going & group_last & final, _choice_latency(config) + Epilogue.LATENCY + 1,
-                     name="over", resettable=True)
+        over = delay(m, going & group_last & final,
+                     _choice_latency(config) + Epilogue.LATENCY + 1
+                     + BlockRAM.LATENCY * config.tables, name="over", resettable=True)
         with m.If(over):
             m.d.sync += active.eq(0)
         return m
@@ -154,7 +169,8 @@ class Store(wiring.Component):
         """int8 results packed into words of eight columns: (word, valid, row)."""
         config = self.config
         cells, rows = config.cells, config.rows
-        m.submodules.epilogue = epilogue = Epilogue(config.accumulator_bits, config.family)
+        m.submodules.epilogue = epilogue = Epilogue(
+            config.accumulator_bits, config.coarse_base, config.family)
         row_bits = rows.bit_length() - 1
         column = index[row_bits:] if config.columns > 1 else 0
         relu = Signal()
@@ -176,6 +192,14 @@ class Store(wiring.Component):
             epilogue.i.payload.shift.eq(delay(m, parameters[1][column], wait,
                                               name="chosen_shift"))]
         byte, valid = epilogue.o.payload, epilogue.o.valid
+        if config.tables:
+            m.submodules.table = table = BlockRAM(8, 256, family=config.family)
+            m.d.comb += [table.write_enable.eq(self.table.valid),
+                         table.write_address.eq(self.table.payload.word),
+                         table.write_data.eq(self.table.payload.byte),
+                         table.read_address.eq(byte)]
+            byte, valid = table.read_data, delay(m, valid, table.LATENCY, name="valid",
+                                                 resettable=True)
 
         cell = Signal(range(cells)) if cells > 1 else Const(0, 1)
         eighth = Signal(3)

@@ -6,7 +6,8 @@ sum over all elements but outliers, as a factor of 17 bits and one of four shift
 """
 
 __all__ = ["BOUNDARY_BITS", "CENTROID_BITS", "ENCODE_CYCLES", "FACTOR_BITS", "GAIN_BITS",
-           "GAIN_WORD", "INDEX_BITS", "NEVER", "SHIFTS", "SHIFT_BASE", "SHIFT_STEP", "VALUE_MAX",
+           "GAIN_WORD", "INDEX_BITS", "NEVER", "SHIFTS", "SHIFT_BASE", "SHIFT_STEP", "STATIC",
+           "STATIC_STEPS", "VALUE_MAX",
            "normaliser", "unit_shift"]
 
 FACTOR_BITS = 17
@@ -23,6 +24,11 @@ BOUNDARY_BITS = 10
 """Of sums of two int8 centroids, with room for one that no element reaches."""
 NEVER = 2**(BOUNDARY_BITS - 1) - 1
 """A boundary above every element: these saturate below it."""
+STATIC_STEPS = 4
+"""Steps of int16 in a unit where it is the same for all tokens: elements are exact to half of the
+half units that boundaries have, and outliers reach 64 times the largest centroid."""
+STATIC = {"factor": 2**SHIFT_BASE // STATIC_STEPS, "shift": 0}
+"""That unit, as a normaliser."""
 GAIN_WORD = 2**INDEX_BITS
 """Where LOAD puts the gain: behind the codebook's entries, a centroid and above it the boundary
 between it and the next."""

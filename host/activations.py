@@ -89,13 +89,15 @@ def arrange(xq, positions, padded, config: EngineConfig):
     Returns
     -------
     uint8 [beats, beat_bytes]
-        ``load_values`` of each beat are used; the rows follow each other beat by beat.
+        ``load_values`` of each beat are used; the rows follow each other beat by beat.  Of
+        activations of two bytes the low ones come before the high ones.
     """
     rows = np.zeros((config.rows, padded), f"<u{config.value_bytes}")
     rows[:len(xq), positions] = xq.astype(np.int64).astype(rows.dtype)
     tiles = rows.reshape(config.rows, -1, config.tile_k)[..., activation_order(config)]
     parts = tiles.reshape(config.rows, -1, config.load_values).transpose(1, 0, 2)
-    parts = np.ascontiguousarray(parts).view(np.uint8)
+    parts = np.ascontiguousarray(parts)[..., None].view(np.uint8)   # the bytes of each
+    parts = parts.swapaxes(-1, -2).reshape(*parts.shape[:2], -1)
     beats = np.zeros((*parts.shape[:2], config.beat_bytes), np.uint8)
     beats[..., :parts.shape[2]] = parts
     return beats.reshape(-1, config.beat_bytes)

@@ -1,89 +1,66 @@
 """Chains: layers whose activations never leave the device.
 
 Between two layers the device re-quantises to int8 with static scales (see :mod:`hdl.epilogue`), so
-a chain needs the scale of every intermediate: ``load(q, out="int8", out_scale=...)``.
+a chain needs the scale of every intermediate: ``load(q, out="int8", out_scale=...)``.  Format
+kmeans goes on to indexes (see :mod:`host.indexes`), with ``out="index"``; a pair of such layers
+stands for the product of their outputs.
 """
 
 import weakref
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 import numpy as np
 
-from hdl.isa import Instruction, Target
-from hdl.layout import (
-    COARSE_BASE,
-    COARSE_STEP,
-    FINE_SHIFT,
-    MULTIPLIER_MIN,
-    PARAMETER_FIELDS,
-    activation_order,
-)
+from hdl.isa import Buffer, Instruction, Target
+from hdl.layout import MULTIPLIER_MIN, activation_order
 from hdl.registers import COUNTERS
+from hdl.token_units import STATIC_STEPS
 from host import activations
 from host.arguments import positive
 from host.compiler import LayerCode, matmul_program
 from host.device import Bound, Layer, exclusive
 from host.errors import ArgumentError, ArgumentTypeError, CapacityError
-from host.pack import pack, spread
+from host.indexes import VALUE_BITS, Outputs, product_table
+from host.pack import Image, pack, spread
 from host.progress import Meter
+from host.requantization import Requantization, requantization
 from host.results import collect, figures, real, result_beats
 
-__all__ = ["Chain", "Requantization", "requantization"]
-MULTIPLIER_BITS = PARAMETER_FIELDS["multiplier"][1]
-SHIFTS = 2 ** PARAMETER_FIELDS["shift"][1]
+__all__ = ["Chain", "Link"]
 
 
 @dataclass(frozen=True)
-class Requantization:
-    """Integers with which a device turns a layer's accumulators into int8.
+class _Placed:
+    """A layer on the device."""
 
-    ``y = clip(rint(((acc + bias) >> (10 + 6 * shift)) * multiplier / 2**21), -127, 127)``
+    image: Image
+    code: LayerCode
+
+
+@dataclass(frozen=True)
+class Link:
+    """What lies between a stage of a chain and the next.
 
     Attributes
     ----------
-    bias, multiplier, shift : int64 [N]
+    in_units : tuple of float
+        Real value of a unit of its layers' activations.
+    requantizations : tuple of Requantization
+        Of its layers; of the last stage none.
+    outputs : tuple of Outputs
+        Of format kmeans: what their results become.
+    meaning : int64 [256] or None
+        What the next stage takes bytes, or pairs of indexes, for.
+    out_unit : float
+        Real value of a unit of that.
     """
 
-    bias: np.ndarray
-    multiplier: np.ndarray
-    shift: np.ndarray
-
-
-def requantization(factor, bias, planes):
-    """Integers for real factors.
-
-    Parameters
-    ----------
-    factor : float [N]
-        Steps of the result per accumulator unit.
-    bias : float [N]
-        In accumulator units.
-    planes : int
-        Bit planes of a weight; the bias becomes a multiple of ``2**(planes - 1)``.
-
-    Raises
-    ------
-    CapacityError
-        A factor or bias is outside what the device's integers hold.
-    """
-    factor = np.asarray(factor, np.float64)
-    # The smallest shift that leaves the multiplier enough bits.
-    exponent = np.frexp(factor)[1]          # factor in [2**(e-1), 2**e)
-    spare = FINE_SHIFT + COARSE_BASE - MULTIPLIER_MIN.bit_length() + exponent
-    shift = np.maximum(0, -(spare // COARSE_STEP))
-    multiplier = np.rint(np.ldexp(factor, FINE_SHIFT + COARSE_BASE + COARSE_STEP * shift))
-    bad = ~(factor > 0) | (multiplier > 2**MULTIPLIER_BITS) | (shift >= SHIFTS)
-    if bad.any():
-        raise CapacityError("a re-quantisation factor must be in 2**-38..2**-14, not "
-                            f"{factor[bad][0]:g}: choose another out_scale")
-    multiplier = np.minimum(multiplier, 2**MULTIPLIER_BITS - 1)
-    unit = 2 ** (planes - 1)
-    bias = np.rint(np.asarray(bias, np.float64) / unit)
-    if (np.abs(bias) >= 2**47).any():
-        raise CapacityError(f"a bias must stay below 2**47 times {unit} accumulator units")
-    return Requantization(bias.astype(np.int64) * unit, multiplier.astype(np.int64),
-                          shift.astype(np.int64))
+    in_units: tuple[float, ...]
+    requantizations: tuple[Requantization, ...]
+    outputs: tuple[Outputs, ...]
+    meaning: np.ndarray | None
+    out_unit: float
 
 
 class Chain(Bound):
@@ -92,16 +69,20 @@ class Chain(Bound):
     Parameters
     ----------
     device : Device
-    layers : list of Layer
-        All but the last with ``out="int8"``; the last with ``out="float"``.
+    layers : list of Layer or pairs of them
+        All but the last with ``out="int8"`` or, of format kmeans, ``"index"``, pairs with
+        ``"index"``; the last with ``out="float"``.
     in_scale : float or None
-        Scale of the first layer's int8 input.  None takes ``max|x| / 127`` of the first call that
-        is not all zeros, with `x` as the layer's matrix stores its columns, and keeps it.
+        Scale of the first layer's input, static as all of a chain: of int8, or of format kmeans
+        the mean magnitude of a token's elements without its outliers.  None takes it from the
+        first call that is not all zeros, with `x` as the layer's matrix stores its columns, and
+        keeps it: ``max|x| / 127``, or the mean over tokens.
 
     Attributes
     ----------
-    requantizations : list of Requantization
-        Of every layer but the last.
+    stages : list of tuple of Layer
+    links : list of Link
+        From every stage to the next, once it is placed.
     stats : dict
         As ``layer.stats``, over the whole chain.
     """
@@ -112,90 +93,196 @@ class Chain(Bound):
                                     f"{type(layers).__name__}")
         if not layers:
             raise ArgumentError("a chain must have at least one layer, not none")
-        for i, layer in enumerate(layers):
-            if isinstance(layer, tuple):
-                raise ArgumentError("elementwise products of layers need the index epilogue of "
-                                    "format kmeans; other chains take layers only")
-            if not isinstance(layer, Layer):
-                raise ArgumentTypeError(f"layer {i} of the chain must be a Layer, as device.load "
-                                        f"returns it, not {type(layer).__name__}")
-            if layer.device is not device:
-                raise ArgumentError(f"layer {i} of the chain belongs to another device")
-            wanted = "float" if i == len(layers) - 1 else "int8"
-            if layer.out != wanted:
-                raise ArgumentError(f"layer {i} of {len(layers)} must have out={wanted!r}, not "
-                                    f"{layer.out!r}")
-        for i, (a, b) in enumerate(pairwise(layers)):
-            if a.q.shape[0] != b.q.shape[1]:
-                raise ArgumentError(f"layer {i} gives {a.q.shape[0]} outputs, layer {i + 1} takes "
-                                    f"{b.q.shape[1]} inputs; they must be equal")
+        self.stages = [layer if isinstance(layer, tuple) else (layer,) for layer in layers]
+        self._check(device)
         self.device = device
-        self.layers = list(layers)
         self.in_scale = positive("in_scale", in_scale)
         self.stats: dict = {}
-        self.requantizations: list[Requantization] = []
-        self._placed: list = []
+        self.links: list[Link] = []
+        self._placed: list[list[_Placed]] = []
         self._releases: list = []
         self._of = None, None       # images and input scale that it is placed for
+
+    def _check(self, device):
+        final = len(self.stages) - 1
+        for i, stage in enumerate(self.stages):
+            for layer in stage:
+                if not isinstance(layer, Layer):
+                    raise ArgumentTypeError(f"layer {i} of the chain must be a Layer, as "
+                                            f"device.load returns it, not {type(layer).__name__}")
+                if layer.device is not device:
+                    raise ArgumentError(f"layer {i} of the chain belongs to another device")
+            kmeans = stage[0].q.format == "kmeans"
+            if len(stage) > 1 and not kmeans:
+                raise ArgumentError("elementwise products of layers need the index epilogue of "
+                                    "format kmeans; other chains take layers only")
+            if len(stage) not in (1, 2) or (len(stage) == 2 and i == final):
+                raise ArgumentError(
+                    f"layer {i} of {final + 1} must be a layer or, before the last, a pair of "
+                    f"them, whose outputs are multiplied; not {len(stage)} layers")
+            wanted = ["float"] if i == final else ["index"] if len(stage) > 1 else \
+                ["int8", "index"] if kmeans else ["int8"]
+            for layer in stage:
+                if layer.out not in wanted:
+                    raise ArgumentError(f"layer {i} of {final + 1} must have "
+                                        f"out={' or '.join(map(repr, wanted))}, not {layer.out!r}")
+            if len({layer.q.shape for layer in stage}) > 1:
+                raise ArgumentError("layers whose outputs are multiplied must have the same shape, "
+                                    f"not {' and '.join(str(layer.q.shape) for layer in stage)}")
+        formats = {layer.q.format for stage in self.stages for layer in stage}
+        if len(formats) > 1:
+            raise ArgumentError("the layers of a chain must have one format, not "
+                                + " and ".join(sorted(formats)))
+        for i, (a, b) in enumerate(pairwise(self.stages)):
+            if a[0].q.shape[0] != b[0].q.shape[1]:
+                raise ArgumentError(f"layer {i} gives {a[0].q.shape[0]} outputs, layer {i + 1} "
+                                    f"takes {b[0].q.shape[1]} inputs; they must be equal")
+        self._encoded = formats == {"kmeans"}
+
+    @property
+    def layers(self):
+        """list of Layer: all of them, in the order of their programs."""
+        return [layer for stage in self.stages for layer in stage]
 
     def _place(self, meter, in_scale):
         """Have the chain's images on the device, for that scale of its input."""
         device = self.device
         for layer in self.layers:
-            device._adapt(layer.q, 8)
-        if not device.engine.epilogue:
-            raise CapacityError(f"{device.url} is built without the epilogue that chains need")
+            device._adapt(layer.q, layer.q.token_bits)
+        engine = device.engine
+        if not engine.epilogue:
+            raise CapacityError(f"{device.url} is built without the epilogue that chains need: "
+                                "build it with epilogue=True, or take a larger size")
         if self._of == (device.images, in_scale):
             return
         wanted = device.images, in_scale
-        engine = device.engine
-        requantizations, images = [], []
-        for i, layer in enumerate(self.layers):
-            q = layer.q
-            parameters, order = None, None
-            if i < len(self.layers) - 1:
-                factor, following = self._requantize(i, in_scale), self.layers[i + 1].q
-                requantizations.append(factor)
-                in_scale = layer.out_scale
-                # The device writes results in order; this order is the one LOAD expects.
-                order = _stream_order(following, engine)
-                real, rows = order >= 0, np.maximum(order, 0)
-                unit = 2 ** (q.planes - 1)
-                parameters = {
-                    "bias": np.where(real, factor.bias[rows] // unit, 0),
-                    "multiplier": np.where(real, factor.multiplier[rows], MULTIPLIER_MIN),
-                    "shift": np.where(real, factor.shift[rows], 0)}
-            images.append(pack(q, engine, parameters, order))
+        units = tuple(in_scale * layer.q.activation_step if self._encoded else in_scale
+                      for layer in self.stages[0])
+        meaning: np.ndarray | None = None       # of the stage's input, where that is indexes
+        links, images = [], []
+        for stage, following in zip_longest(self.stages, self.stages[1:]):
+            link = self._link(stage, units, following)
+            images.append([self._pack(layer.q, engine, following, link, n, meaning)
+                           for n, layer in enumerate(stage)])
+            links.append(link)
+            meaning, units = link.meaning, (link.out_unit,) * len(following or ())
         for release in self._releases:
             release()
         device._give_back()
         self._placed, self._releases, self._of = [], [], (None, None)
-        for image in images:
-            meter.expect(device.images.missing(image))
-        for image in images:
-            resident = device.images.place(image, meter)
-            self._releases.append(
-                weakref.finalize(self, device._gone.append, (device.images, resident)))
-            self._placed.append((image, LayerCode.at(resident.address, image)))
-        self.requantizations = requantizations
+        for stage in images:
+            for image in stage:
+                meter.expect(device.images.missing(image))
+        for stage in images:
+            self._placed.append([])
+            for image in stage:
+                resident = device.images.place(image, meter)
+                self._releases.append(
+                    weakref.finalize(self, device._gone.append, (device.images, resident)))
+                self._placed[-1].append(
+                    _Placed(image, LayerCode.at(resident.address, image)))
+        self.links = links
         self._of = wanted
 
-    def _requantize(self, i, in_scale):
-        layer, following = self.layers[i], self.layers[i + 1].q
-        unit = layer.q.row_scale.astype(np.float64) * in_scale
+    def _link(self, stage, units, following):
+        """From a stage, whose inputs have these units, to the following or, if None, the end."""
+        if following is None:
+            return Link(units, (), (), None, 0.0)
+        factors = tuple(
+            self._requantize(layer, unit, following if n == len(stage) - 1 else None)
+            for n, (layer, unit) in enumerate(zip(stage, units)))
+        if not self._encoded:
+            return Link(units, factors, (), None, stage[0].out_scale)
+        centroids = 2**following[0].q.config.activation_bits
+        outputs = [Outputs.of(layer.out_scale, layer.activation,
+                              centroids=centroids if layer.out == "index" else None)
+                   for layer in stage]
+        if len(outputs) == 1:
+            meaning, unit = outputs[0].value_table, outputs[0].unit
+        else:
+            meaning, unit = product_table(outputs[0], outputs[1])
+        return Link(units, factors, tuple(outputs), meaning, unit)
+
+    def _pack(self, q, engine, following, link, n, meaning):
+        """A layer's image: its results in the order in which the following one loads them."""
+        tables = {} if meaning is None else {Buffer.VALUE_TABLE: meaning}
+        if following is None:
+            return pack(q, engine, tables=tables)
+        factor = link.requantizations[n]
+        order = _stream_order(following[0].q, engine)
+        exists, rows = order >= 0, np.maximum(order, 0)
+        parameters = {
+            "bias": np.where(exists, factor.bias[rows] // 2 ** (q.planes - 1), 0),
+            "multiplier": np.where(exists, factor.multiplier[rows], MULTIPLIER_MIN),
+            "shift": np.where(exists, factor.shift[rows], 0)}
+        if self._encoded:
+            tables[Buffer.BYTE_TABLE] = link.outputs[n].byte_table
+        return pack(q, engine, parameters, order, tables)
+
+    def _requantize(self, layer, in_unit, following):
+        """Integers of a layer; with the scales that the `following` layer wants of its input."""
+        q, engine = layer.q, self.device.engine
+        unit = q.row_scale.astype(np.float64) * in_unit
         fold = np.ones(len(unit))
-        if following.input_scale is not None:
-            # x'[j] = x[permutation[j]] * input_scale[j], folded into this layer's rows.
-            order = slice(None) if following.permutation is None else following.permutation
-            fold[order] = following.input_scale
+        if following is not None:
+            fold = self._fold(layer, following, fold)
         factor = unit / layer.out_scale * fold
         values = np.zeros(len(unit)) if layer.bias is None else layer.bias
-        bias = values / unit
-        # A row of zeros gives its bias and has no unit: take one in which the result is exact.
-        zero = ~layer.q.scales.any(axis=1) & (factor > 0)
-        factor[zero] = 2.0**-20
-        bias[zero] = np.clip(np.rint(values / layer.out_scale * fold), -127, 127)[zero] * 2**20
-        return requantization(factor, bias, layer.q.planes)
+        bias = values / np.where(unit == 0, 1, unit)
+        if self._encoded:
+            # Rows of zeros have codes too, of centroids that need not be zero: their factor is 0.
+            lost = np.flatnonzero((unit == 0) & (values != 0))
+            if len(lost):
+                raise CapacityError(
+                    "between layers of format kmeans a row of zeros must have no bias, for nothing "
+                    f"adds it behind the multiplier: row {lost[0]} has one")
+            bound, in_tile = q.row_bound * 2**VALUE_BITS, q.row_bound * 2**VALUE_BITS
+        else:
+            # A row of zeros gives its bias and has no unit: take one in which the result is exact.
+            zero = ~q.scales.any(axis=1) & (factor > 0)
+            factor = np.where(zero, 2.0**-20, factor)
+            steps = np.clip(np.rint(values / layer.out_scale * fold), -127, 127)
+            bias = np.where(zero, steps * 2**20, bias)
+            bound = q.row_bound * q.activation_bound(8)
+            # The bias joins the sums of the last K tile, before they reach the accumulators.
+            positions, padded = spread(q.shape[1], q.config.group_size, engine)
+            in_tile = q.row_bounds(positions >= padded - engine.tile_k) * q.activation_bound(8)
+        return requantization(factor, bias, q.planes, engine.coarse_base, bound=bound,
+                              room=2 ** (engine.column_bits - 1) - 1 - in_tile)
+
+    def _fold(self, layer, following, fold):
+        """``x'[j] = x[permutation[j]] * input_scale[j]``, folded into the rows of `layer`."""
+        scales = [f.q.input_scale for f in following]
+        orders = [f.q.permutation for f in following]
+        for name, arrays in (("permutation", orders), ("input_scale", scales)):
+            if not all(np.array_equal(a, b) for a, b in pairwise(
+                    [np.zeros(0) if a is None else a for a in arrays])):
+                raise ArgumentError(f"layers that take the same outputs must have the same {name}")
+        if scales[0] is None:
+            return fold
+        if self._encoded and (layer.activation not in (None, "relu") or (scales[0] <= 0).any()):
+            raise ArgumentError(
+                "an input_scale works after activation None or 'relu' and where it is positive, "
+                f"for indexes of all columns mean the same; not after {layer.activation!r}")
+        fold[slice(None) if orders[0] is None else orders[0]] = scales[0]
+        return fold
+
+    def _tokens(self, x):
+        """Integer tokens of every layer of the first stage, and the scale of the input."""
+        found, tokens = self.in_scale, []
+        inputs = [activations.stored(x, layer.q) for layer in self.stages[0]]
+        if found is None:
+            found = (_mean_magnitude(inputs[0], self.stages[0][0].q) if self._encoded else
+                     float(np.abs(inputs[0]).max(initial=0) / np.float32(127)) or None)
+        for layer, stored in zip(self.stages[0], inputs):
+            scale = found or 1.0        # zeros have any
+            largest = 127
+            if self._encoded:
+                scale, largest = scale * layer.q.activation_step / STATIC_STEPS, 32767
+            with np.errstate(over="ignore"):
+                tokens.append(np.clip(np.rint(stored / np.float32(scale)), -largest, largest)
+                              .astype(np.int16))
+        return tokens, found
 
     @exclusive
     def __call__(self, x, progress=None):
@@ -213,26 +300,21 @@ class Chain(Bound):
         float32 [..., N]
         """
         meter = Meter(progress)
-        first, last = self.layers[0], self.layers[-1]
-        flat, lead = activations.check(x, first.q.shape[1])
-        stored = activations.stored(flat, first.q)
-        found = self.in_scale
-        if found is None:
-            found = float(np.abs(stored).max(initial=0) / np.float32(127)) or None
-        in_scale = found or 1.0         # zeros have any scale
-        with np.errstate(over="ignore"):
-            xq = np.clip(np.rint(stored / np.float32(in_scale)), -127, 127).astype(np.int16)
-        self._place(meter, in_scale)
+        last = self.stages[-1][0]
+        flat, lead = activations.check(x, self.stages[0][0].q.shape[1])
+        tokens, found = self._tokens(flat)
+        self._place(meter, found or 1.0)
         self.in_scale = found           # not of a call that was refused
         device, engine = self.device, self.device.engine
-        images = [image for image, _ in self._placed]
-        groups = -(-len(xq) // engine.rows)
-        # Beats of a group before every layer, and of its results; all start at multiples of rows.
-        sizes = [image.k_tiles * engine.tile_beats for image in images]
-        results = sum(result_beats(steps, engine) for _, steps in images[-1].tiles)
+        final = self._placed[-1][0].image
+        groups = -(-len(flat) // engine.rows)
+        # Beats of a group before every stage, and of its results; all start at multiples of rows.
+        sizes = [stage[0].image.k_tiles * engine.tile_beats for stage in self._placed]
+        sizes[0] *= len(tokens)
+        results = sum(result_beats(steps, engine) for _, steps in final.tiles)
         total = dict.fromkeys(COUNTERS, 0)
-        acc = np.zeros((len(xq), last.q.shape[0]), np.int64)
-        per_group = sum(sizes) + results + 16 * len(images)
+        acc = np.zeros((len(flat), last.q.shape[0]), np.int64)
+        per_group = sum(sizes) + results + 16 * len(self.layers)
         spare = engine.rows * (len(sizes) + 2)
         room = device.memory.room(per_group + spare) - spare
         batch = min(groups, room // per_group)
@@ -245,39 +327,62 @@ class Chain(Bound):
             with device.memory.hold(count * (sum(sizes) + results) + engine.rows) as base:
                 base = -(-base // engine.rows) * engine.rows
                 areas = [base + count * sum(sizes[:i]) for i in range(len(sizes) + 1)]
-                tokens = [slice((start + g) * engine.rows, (start + g + 1) * engine.rows)
+                chosen = [slice((start + g) * engine.rows, (start + g + 1) * engine.rows)
                           for g in range(count)]
                 data = np.concatenate([
-                    activations.arrange(xq[t], images[0].positions, images[0].padded_k, engine)
-                    for t in tokens])
+                    activations.arrange(xq[t], placed.image.positions, placed.image.padded_k,
+                                        engine)
+                    for xq, placed in zip(tokens, self._placed[0]) for t in chosen])
                 device.write_beats(areas[0], data, meter=meter)
-                program = []
-                for i, (_, code) in enumerate(self._placed):
-                    final = i == len(self._placed) - 1
-                    size = results if final else sizes[i + 1]
-                    addresses = [(areas[i] + g * sizes[i], areas[i + 1] + g * size)
-                                 for g in range(count)]
-                    target = Target.ACCUMULATORS if final else Target.INT8
-                    program += matmul_program(engine, code, addresses, target=target,
-                                              relu=self.layers[i].activation == "relu")
-                    program.append(Instruction.make("FENCE"))
-                for name, value in device.run(program).items():
+                for name, value in device.run(self._program(areas, count, sizes, results)).items():
                     total[name] += value
                 beats = device.read_beats(areas[-1], count * results, meter)
-                for g, t in enumerate(tokens):
-                    acc[t] = collect(beats[g * results:(g + 1) * results], images[-1].tiles, engine,
+                for g, t in enumerate(chosen):
+                    acc[t] = collect(beats[g * results:(g + 1) * results], final.tiles, engine,
                                      last.q.shape[0])[:len(acc[t])]
-        macs = [int(np.prod(layer.q.shape)) for layer in self.layers]
+        layers = self.layers
+        images = [placed.image for stage in self._placed for placed in stage]
+        macs = [int(np.prod(layer.q.shape)) for layer in layers]
         ideal = sum(n / engine.peak_macs(layer.q.planes * layer.q.codebooks)
-                    for n, layer in zip(macs, self.layers))
+                    for n, layer in zip(macs, layers))
         padding = 1 - sum(macs) / sum(n / (1 - image.padding) for n, image in zip(macs, images))
-        self.stats = figures(total, engine, len(xq), sum(macs), sum(macs) / ideal, padding)
-        scale = in_scale if first is last else self.layers[-2].out_scale
-        return real(acc, last, scale).reshape(*lead, last.q.shape[0])
+        self.stats = figures(total, engine, len(flat), sum(macs), sum(macs) / ideal, padding)
+        return real(acc, last, self.links[-1].in_units[0]).reshape(*lead, last.q.shape[0])
+
+    def _program(self, areas, count, sizes, results):
+        """Instructions for `count` groups of tokens, stage after stage."""
+        program = []
+        for i, placed in enumerate(self._placed):
+            final = i == len(self._placed) - 1
+            size = sizes[i] // (len(placed) if i == 0 else 1)
+            step = results if final else sizes[i + 1]
+            indexes = len(self.stages[i - 1]) if i and self._encoded else 0
+            for n, (layer, part) in enumerate(zip(self.stages[i], placed)):
+                first = areas[i] + (n * count * size if i == 0 else 0)
+                addresses = [(first + g * size, areas[i + 1] + g * step) for g in range(count)]
+                program += matmul_program(
+                    self.device.engine, part.code, addresses,
+                    target=Target.ACCUMULATORS if final else Target.INT8,
+                    relu=not self._encoded and layer.activation == "relu" and not final,
+                    high=n == 1, static=self._encoded, indexes=indexes)
+                program.append(Instruction.make("FENCE"))
+        return program
+
+
+def _mean_magnitude(stored, q):
+    """Of the elements of tokens that are no outliers, else of all; None if there are but zeros."""
+    xq, _ = activations.quantize_tokens(stored, q.token_bits)
+    for counted in (~q.outliers(xq), np.ones(xq.shape, bool)):
+        means = np.abs(stored.astype(np.float64)).sum(axis=1, where=counted) \
+            / np.maximum(1, counted.sum(axis=1))
+        if means.any():
+            return float(np.float32(means[means > 0].mean()))
+    return None
 
 
 def _stream_order(q, engine):
-    """For every byte that LOAD reads of a token: which output of the layer before it is, or -1."""
+    """For every element that LOAD reads of a token: which output of the layer before it is, or -1.
+    """
     K = q.shape[1]
     positions, padded = spread(K, q.config.group_size, engine)
     column = np.full(padded, -1)

@@ -46,20 +46,19 @@ class LayerCode:
                    token=image.token)
 
 
-def _prepare(config, address, local, tiles, *, unsigned, codebooks, load, first, token):
+def _prepare(config, address, local, tiles, *, unsigned, codebooks, load, first, topk, indexes):
     """LOAD and BUILD of `tiles` K tiles; the first tile by itself where nothing hides it.
 
-    Before them TOPK, for a `token` that the device encodes.
+    Before them TOPK, for a token that the device encodes.
     """
-    if token is not None:
-        length, k = token
-        yield Instruction.make("TOPK", length=length, k=k, address=address)
+    if topk is not None:
+        yield Instruction.make("TOPK", **topk, address=address)
     beats, words = config.tile_beats, config.tile_slots
     done = 0
     for part in ([1, tiles - 1] if first and tiles > 1 else [tiles]):
         if load:
             yield Instruction.make("LOAD", count=part * beats, local=local + done * words,
-                                   address=address + done * beats)
+                                   address=address + done * beats, **indexes)
         yield Instruction.make("BUILD", tiles=part, local=local + done * words, unsigned=unsigned,
                                codebooks=codebooks)
         done += part
@@ -81,7 +80,7 @@ def _chunks(config, layer, passes):
 
 
 def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
-                   target=Target.ACCUMULATORS, relu=False):
+                   target=Target.ACCUMULATORS, relu=False, high=False, static=False, indexes=0):
     """Instructions that multiply groups of tokens by one layer, without HALT.
 
     Parameters
@@ -97,6 +96,12 @@ def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
         Where the results go.
     relu : bool
         Clip int8 results at zero.
+    high : bool
+        Where bytes of two layers meet: these are the high ones.
+    static : bool
+        Tokens that the device encodes have the same unit.
+    indexes : int
+        Activations are not encoded but indexes, 1, or pairs of them, 2.
 
     Returns
     -------
@@ -108,6 +113,13 @@ def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
     program = []
     for buffer, address, count in layer.books:
         program.append(Instruction.make("LOAD", buffer=buffer, count=count, address=address))
+    topk, meanings = None, {}
+    if layer.token is not None:
+        length, k = layer.token
+        if indexes:
+            meanings = {"indexes": 1, "pairs": indexes == 2, "length": length}
+        else:
+            topk = {"length": length, "k": k, "static": static}
     first = True
     for activations, results in groups:
         for number, (address, steps) in enumerate(layer.tiles):
@@ -119,7 +131,7 @@ def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
                     p * layer.k_tiles * words if resident else 0, tiles,
                     unsigned=p == 1, codebooks=layer.codebooks,
                     load=not (resident and number), first=first,
-                    token=None if number or index else layer.token))
+                    topk=None if number or index else topk, indexes=meanings))
                 gather = Instruction.make(
                     "LMMA", first=index == 0, last=last, zero=layer.zero,
                     high=passes == 2 and p == 0, requant=layer.requant, planes=layer.planes,
@@ -131,7 +143,7 @@ def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
                 program.append(gather)
                 if last:
                     program.append(Instruction.make(
-                        "STORE", target=target, relu=relu, address=results))
+                        "STORE", target=target, relu=relu, high=high, address=results))
                 program += prepare[split:]
                 first = False
             if target == Target.ACCUMULATORS:

@@ -26,6 +26,7 @@ from host.errors import (
     ProgramError,
 )
 from host.formats.common import array_of, integer
+from host.functions import FUNCTIONS
 from host.matrix import QuantizedMatrix
 from host.pack import packed
 from host.progress import Meter
@@ -310,12 +311,14 @@ class Device(Bound):
         ----------
         q : host.matrix.QuantizedMatrix
         bias : float [N] or None
-        activation : None or "relu"
-            Applied to the output.
+        activation : None, "relu", "silu", "gelu" or "exp"
+            Applied to the output; for int8 of other formats than kmeans only relu.
         out : str
-            ``"float"``, ``"int8"`` or ``"index"``.
+            ``"float"``, or for chains ``"int8"``, or of format kmeans ``"index"``: the nearest of
+            as many centroids as the next layer's activations have.
         out_scale : float or None
-            Scale of an int8 output; None takes ``q.output_scale``.
+            Step of int8 results, before an activation function of kmeans; None takes
+            ``q.output_scale``.
         progress : callable, optional
             Called as ``progress(done, total)`` with bytes during the upload.  That of a layer
             with another output than ``"float"`` is part of its chain's first call.
@@ -334,10 +337,12 @@ class Device(Bound):
 
         Parameters
         ----------
-        layers : list of Layer
-            All but the last loaded with ``out="int8"``.
+        layers : list of Layer or pairs of them
+            All but the last loaded with ``out="int8"`` or ``"index"``.  A pair, both with
+            ``"index"``, stands for the elementwise product of its layers' outputs.
         in_scale : float or None
-            Scale of the input; None takes it from the first call.
+            Scale of the input; None takes it from the first call.  See
+            :class:`host.chain.Chain`.
 
         Returns
         -------
@@ -380,19 +385,22 @@ class Layer(Bound):
         if not isinstance(q, QuantizedMatrix):
             raise ArgumentTypeError("q must be a QuantizedMatrix, as host.quantize and host.load "
                                     f"return it, not {type(q).__name__}")
-        if choice("out", out, ("float", "int8", "index")) == "index":
+        if choice("out", out, ("float", "int8", "index")) == "index" and q.token_bits == 8:
             raise ArgumentError(f"a layer of format {q.format} has out='float' or 'int8', not "
                                 "'index': its activations are not indexes")
-        if out == "int8" and out_scale is None:
+        if out != "float" and out_scale is None:
             out_scale = q.output_scale
             if out_scale is None:
-                raise ArgumentError("out='int8' needs an out_scale, for the matrix has no "
+                raise ArgumentError(f"out={out!r} needs an out_scale, for the matrix has no "
                                     "output_scale from calibration")
         self.device = device
         self.q = q
         self.out = out
         self.out_scale = positive("out_scale", out_scale)
-        self.activation = choice("activation", activation, (None, "relu"))
+        self.activation = choice("activation", activation, (None, *FUNCTIONS))
+        if out == "int8" and q.token_bits == 8 and activation not in (None, "relu"):
+            raise ArgumentError(f"with out='int8' a layer of format {q.format} has activation "
+                                f"None or 'relu', not {activation!r}: only kmeans has tables")
         N, _ = q.shape
         if bias is not None:
             bias = array_of("bias", bias, "iuf")

@@ -177,10 +177,15 @@ class QuantizedMatrix(ABC):
     @cached_property
     def row_bound(self):
         """int: the largest sum of the magnitudes of an output row's integer weights."""
+        return int(self.row_bounds().max())
+
+    def row_bounds(self, columns=slice(None)):
+        """Sums of the magnitudes of every output row's integer weights in some columns: int64 [N].
+        """
         N, K = self.shape
         step = max(1, 2**22 // K)
-        return max(int(np.abs(self.integer_weights(slice(n, n + step))).sum(axis=1).max())
-                   for n in range(0, N, step))
+        return np.concatenate([np.abs(self.integer_weights(slice(n, n + step)))[:, columns].sum(
+            axis=1) for n in range(0, N, step)])
 
     def activation_bound(self, bits):
         """Largest magnitude that multiplies a weight, for activations of `bits` bits."""

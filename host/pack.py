@@ -164,8 +164,11 @@ def _beats(words, config):
     return beats
 
 
-def _codebooks(q, config):
-    """What an image starts with: a list of (Buffer, uint8 [beats, beat_bytes])."""
+def _codebooks(q, config, tables):
+    """What an image starts with: a list of (Buffer, uint8 [beats, beat_bytes]).
+
+    `tables` are those of a chain; what indexes mean takes the place of the activation codebook.
+    """
     if q.format == "bitserial":
         return []
     if q.format == "psumbook":
@@ -174,7 +177,9 @@ def _codebooks(q, config):
         tuples = np.array(list(itertools.product(q.centroids, repeat=config.v)))[:, ::-1]
     words = tuples.reshape(-1, 4, config.v).transpose(0, 2, 1).reshape(-1, 4 * config.v)
     books = [(Buffer.CENTROIDS, _beats(words, config))]
-    if q.format == "kmeans":
+    books += [(buffer, _beats(np.asarray(values, "<i4")[:, None], config))
+              for buffer, values in tables.items()]
+    if q.format == "kmeans" and Buffer.VALUE_TABLE not in tables:
         entries = np.zeros(GAIN_WORD + 1, "<u4")
         entries[:GAIN_WORD] = NEVER << CENTROID_BITS
         centroids = q.activation_centroids.astype(np.int64)
@@ -195,7 +200,7 @@ def _bytes(bits, size):
     return beats
 
 
-def pack(q, config: EngineConfig, parameters=None, order=None):
+def pack(q, config: EngineConfig, parameters=None, order=None, tables=None):
     """Lay a matrix out for an engine.
 
     Parameters
@@ -206,7 +211,9 @@ def pack(q, config: EngineConfig, parameters=None, order=None):
     parameters : dict of int arrays [N], or None
         ``bias``, ``multiplier``, ``shift`` of the re-quantisation, per output of the image.
     order : int array, or None
-        The matrix row of every output of the image; -1: an output that is 0.
+        The matrix row of every output of the image; -1: an output that nothing needs.
+    tables : dict, or None
+        Of :class:`~hdl.isa.Buffer` and int [256]: those of a chain of kmeans layers.
 
     Returns
     -------
@@ -244,7 +251,7 @@ def pack(q, config: EngineConfig, parameters=None, order=None):
         point_zeros = np.where(real, zeros[:, group], 0).reshape(outputs, k_tiles, T)
 
     fields = side_fields(config)
-    books = _codebooks(q, config)
+    books = _codebooks(q, config, tables or {})
     beats = sum(len(book) for _, book in books)
     data_parts = [book for _, book in books]
     side_parts = [np.zeros((beats, config.side_bits), np.uint8)]

@@ -41,7 +41,7 @@ def default_engine(format="bitserial", **fields: Any) -> dict[str, Any]:
     if format == "kmeans":
         v, b = fields.get("v", 2), fields.get("b", 8)
         lanes = fields.get("lanes", engine["lanes"])
-        engine |= dict(v=v, b=b, builders=8, scale_points=1, zero_points=False, epilogue=False,
+        engine |= dict(v=v, b=b, builders=8, scale_points=1, zero_points=False,
                        block_ram_blocks=lanes * v // 32 if b > 5 else 0)
     return engine | fields
 

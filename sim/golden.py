@@ -9,6 +9,7 @@ from fractions import Fraction
 import numpy as np
 
 from host.errors import ArgumentError
+from host.functions import apply
 
 __all__ = ["chain", "integers", "matmul", "requantize", "token_values"]
 
@@ -66,11 +67,7 @@ def token_values(q, xq):
         What such a unit is, in units of `xq`.
     """
     xq = [int(x) for x in xq]
-    # Ties: the largest that came first; the smallest that is first in the order of index ^ 1.
-    K, k = len(xq), q.outlier_count
-    largest = sorted(range(K), key=lambda i: (-xq[i], i))[:k]
-    smallest = sorted(range(K), key=lambda i: (xq[i], i ^ 1))[:k]
-    outliers = {*largest, *smallest}
+    outliers = _outliers(xq, q.outlier_count)
     total = sum(abs(x) for i, x in enumerate(xq) if i not in outliers)
     # The finest of four shifts with which the quotient has at most 17 bits.
     fitting = [(q.gain * one // (256 * total), one) for one in (2**15, 2**20, 2**25, 2**30)
@@ -79,12 +76,25 @@ def token_values(q, xq):
     if factor == 0:
         factor, one = 1, 2**30
     half = np.array([2 * x * factor // one for x in xq])
-    centroids = q.activation_centroids[::-1].astype(np.int64)       # of two as near the larger
-    nearest = np.abs(2 * centroids - half[:, None]).argmin(axis=1)
-    values = centroids[nearest] if total else np.zeros(K, np.int64)
+    values = (_nearest(q.activation_centroids.astype(np.int64), half) if total
+              else np.zeros(len(xq), np.int64))
     for i in outliers:
         values[i] = (half[i] + 1) // 2
     return values, Fraction(one, factor)
+
+
+def _outliers(xq, k):
+    """Which elements of a token are outliers: a set of indexes."""
+    # Ties: the largest that came first; the smallest that is first in the order of index ^ 1.
+    everything = range(len(xq))
+    return {*sorted(everything, key=lambda i: (-xq[i], i))[:k],
+            *sorted(everything, key=lambda i: (xq[i], i ^ 1))[:k]}
+
+
+def _nearest(centroids, half):
+    """The nearest centroids of numbers [n] in half units; of two as near the larger."""
+    falling = centroids[::-1]
+    return falling[np.abs(2 * falling - half[:, None]).argmin(axis=1)]
 
 
 def _tokens(q, x):
@@ -143,38 +153,77 @@ def chain(chain, x):
     -------
     float32 [M, N]
     """
-    q = chain.layers[0].q
     x = np.asarray(x, np.float32)
+    encoded = chain.stages[0][0].q.format == "kmeans"
+    tokens = [_static_token(layer.q, x, unit) if encoded else _levels(layer.q, x, unit, 127)
+              for layer, unit in zip(chain.stages[0], chain.links[0].in_units)]
+    for i, stage in enumerate(chain.stages):
+        sums = [_exact_matmul(token, layer.q.integer_weights())
+                for token, layer in zip(tokens, stage)]
+        if i == len(chain.stages) - 1:
+            break
+        results = [requantize(acc, r.bias, r.multiplier, r.shift, r.base,
+                              relu=layer.activation == "relu" and not encoded)
+                   for acc, r, layer in zip(sums, chain.links[i].requantizations, stage)]
+        if encoded:
+            results = _meanings(chain.links[i].outputs, results)
+        following = chain.stages[i + 1]
+        tokens = [results[0] if layer.q.permutation is None
+                  else np.take(results[0], layer.q.permutation, axis=1) for layer in following]
+        tokens = [token.astype(np.int64) for token in tokens]
+    layer, unit = chain.stages[-1][0], chain.links[-1].in_units[0]
+    y = sums[0].astype(np.float64) * layer.q.row_scale.astype(np.float64) * unit
+    if layer.bias is not None:
+        y = y + layer.bias
+    return apply(layer.activation, y).astype(np.float32)
+
+
+def _levels(q, x, scale, largest):
+    """Integers of float tokens [M, K] with a scale that all share."""
     if q.permutation is not None:
         x = np.take(x, q.permutation, axis=1)
     if q.input_scale is not None:
-        x = np.multiply(x, q.input_scale, dtype=np.float32)
-    scale = np.float32(chain.in_scale)
-    xq = np.maximum(np.minimum(np.round(np.divide(x, scale, dtype=np.float32)), 127), -127)
-    for i, layer in enumerate(chain.layers):
-        if i and layer.q.permutation is not None:
-            xq = np.take(xq, layer.q.permutation, axis=1)
-        acc = integers(layer.q, xq.astype(np.int64))
-        if i == len(chain.layers) - 1:
-            break
-        r = chain.requantizations[i]
-        xq = requantize(acc, r.bias, r.multiplier, r.shift, relu=layer.activation == "relu")
-        scale = np.float32(layer.out_scale)
-    y = acc.astype(np.float64) * layer.q.row_scale.astype(np.float64) * float(scale)
-    if layer.bias is not None:
-        y = y + layer.bias
-    y = y.astype(np.float32)
-    return np.maximum(y, 0) if layer.activation == "relu" else y
+        x = x * q.input_scale
+    levels = np.round(np.divide(x, np.float32(scale), dtype=np.float32))
+    return np.maximum(np.minimum(levels, largest), -largest).astype(np.int64)
 
 
-def requantize(acc, bias, multiplier, shift, relu=False):
+def _static_token(q, x, unit):
+    """Tokens as :func:`token_values` has them, where a unit is four steps of int16 in all."""
+    found = []
+    for token in _levels(q, x, unit / 4, 32767):
+        outliers = _outliers(token, q.outlier_count)
+        half = token // 2
+        values = _nearest(q.activation_centroids.astype(np.int64), half)
+        inliers = [i for i in range(len(token)) if i not in outliers]
+        if not token[inliers].any():
+            values[:] = 0
+        for i in outliers:
+            values[i] = (half[i] + 1) // 2
+        found.append(values)
+    return np.array(found, np.int64).reshape(-1, q.shape[1])
+
+
+def _meanings(outputs, results):
+    """What int8 results of one layer or two become: a list of one int64 [M, N]."""
+    values = []
+    for output, result in zip(outputs, results):
+        level = output.levels[result.astype(np.int64) & 255]
+        values.append(level if output.centroids is None
+                      else _nearest(output.centroids, 2 * level.reshape(-1)).reshape(level.shape))
+    if len(values) == 2:
+        return [np.floor_divide(values[0] * values[1] + 2**13, 2**14)]
+    return values
+
+
+def requantize(acc, bias, multiplier, shift, base=10, relu=False):
     """int8 results of the epilogue.
 
-    ``clip(rint(((acc + bias) >> (10 + 6 * shift)) * multiplier / 2**21))`` on exact rationals; ties
-    go to even.
+    ``clip(rint(((acc + bias) >> (base + 6 * shift)) * multiplier / 2**21))`` on exact rationals;
+    ties go to even.
     """
     def one(a, b, f, s):
-        shifted = (int(a) + int(b)) // 2 ** (10 + 6 * int(s))
+        shifted = (int(a) + int(b)) // 2 ** (base + 6 * int(s))
         return min(127, max(0 if relu else -127, round(Fraction(shifted * int(f), 2**21))))
 
     return np.array([[one(a, b, f, s) for a, b, f, s in zip(row, bias, multiplier, shift)]

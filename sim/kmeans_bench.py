@@ -213,10 +213,10 @@ def topk_rows(progress, K=4096):
     from host.performance import topk_cycles
 
     rows = []
-    trees = routed(Orizuru(K, family="ecp5"), "Orizuru", progress, mhz=110)
+    trees = routed(Orizuru(K, family="ecp5"), "Orizuru", progress, mhz=100)
     for k in (4, 21, 82):
         rows.append({"unit": "Orizuru", "k": k, **trees, "cycles": topk_cycles(K, k)})
-        found = routed(SortedLists(K, k, family="ecp5"), f"lists of {k}", progress, mhz=110)
+        found = routed(SortedLists(K, k, family="ecp5"), f"lists of {k}", progress, mhz=60)
         rows.append({"unit": "sorted lists", "k": k, **found, "cycles": K + 2 * k})
     return rows
 

@@ -7,7 +7,7 @@ import pytest
 
 import host
 import sim.golden
-from host.chain import requantization
+from host.requantization import requantization
 from tests.conftest import random_matrix
 from tests.hdl.test_core import ENGINES, SMALL
 
@@ -66,9 +66,9 @@ def test_rows_of_zeros(devices, scheme, biased, activation):
     chain = device.chain(layers)
     x = rng.normal(0, 1, (3, 96)).astype(np.float32)
     assert np.array_equal(chain(x), sim.golden.chain(chain, x))
-    r = chain.requantizations[0]
+    r, = chain.links[0].requantizations
     steps = sim.golden.requantize(np.zeros((1, 40), int), r.bias, r.multiplier, r.shift,
-                                  relu=activation == "relu")[0]
+                                  r.base, relu=activation == "relu")[0]
     fold = np.empty(40)
     fold[middle.permutation] = middle.input_scale
     exact = np.zeros(40) if bias is None else bias
@@ -135,13 +135,49 @@ def test_approximates_the_float_layers(devices):
 
 
 def test_factors_round_to_what_the_device_has():
-    r = requantization(2.0 ** np.arange(-38, -14), np.full(24, 103.0), 4)
+    limits = {"bound": 2**30, "room": 2**40}
+    r = requantization(2.0 ** np.arange(-38, -14), np.full(24, 103.0), 4, 10, **limits)
+    # Smaller ones too, as long as no accumulator saturates early.
+    for bound, legal in ((2**45 - 1, True), (2**45, False)):
+        try:
+            small = requantization([0, 2.0**-45], [0, 0], 1, 10, bound=bound, room=2**40)
+            assert legal and small.multiplier.tolist() == [0, 16] and (small.shift == 3).all()
+        except host.CapacityError:
+            assert not legal
     value = r.multiplier / 2.0 ** (21 + 10 + 6 * r.shift)
     assert np.array_equal(value, 2.0 ** np.arange(-38, -14))
     assert (r.multiplier >= 2**11).all() and (r.multiplier < 2**17).all()
     assert (r.bias == 104).all()        # a multiple of 8
     with pytest.raises(host.CapacityError, match="out_scale"):
-        requantization([2.0**-10], [0], 2)
+        requantization([2.0**-10], [0], 2, 10, **limits)
+    r = requantization(2.0 ** np.arange(-28, -4), np.zeros(24), 1, 0, **limits)
+    assert np.array_equal(r.multiplier / 2.0 ** (21 + 6 * r.shift), 2.0 ** np.arange(-28, -4))
+    for factor, limits["bound"] in ((2.0**-29, 2**40), (2.0**-3, 2)):
+        with pytest.raises(host.CapacityError, match=r"must be in 2\*\*-28\.\.2\*\*-4, not"):
+            requantization([factor], [0], 1, 0, **limits)
+
+
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+def test_large_biases_saturate_or_are_refused(devices, scheme):
+    """A sum wider than a device's would come out as anything."""
+    device = devices(SMALL)
+    rng = np.random.default_rng(4)
+    q, last = scaled(rng, 24, 70, 8, scheme, None), scaled(rng, 4, 24, 2, scheme, None)
+    x = rng.normal(0, 1, (2, 70)).astype(np.float32)
+    signs = np.where(np.arange(24) % 2, 1.0, -1.0)
+    done = []
+    for largest in (1e30, 100, 3, 1, 0.3):
+        bias = signs * np.minimum(10.0 ** np.arange(-12, 12), largest)
+        chain = device.chain([device.load(q, bias, out="int8", out_scale=0.05),
+                              device.load(last)])
+        try:
+            y = chain(x)
+        except host.CapacityError as error:
+            assert "must be at most" in str(error) and not done
+            continue
+        assert np.array_equal(y, sim.golden.chain(chain, x))
+        done.append(largest)
+    assert len(done) > 1
 
 
 def test_refuses_what_does_not_fit(devices):

@@ -151,12 +151,24 @@ def test_tokens_longer_than_the_buffers_are_refused(device):
         layer.integers(np.ones((1, K), int))
 
 
-def test_chains_need_an_epilogue(device):
-    opened, bits = device
-    q = random_matrix(np.random.default_rng(0), 16, 16, bits)
-    layers = [opened.load(q, out="int8", out_scale=1.0), opened.load(q)]
-    with pytest.raises(host.CapacityError, match="without the epilogue"):
-        opened.chain(layers)(np.ones((1, 16), np.float32))
+def test_engine_without_epilogue():
+    """As small ones are: exact, and says what chains need."""
+    rng = np.random.default_rng(SEED)
+    q, x = random_matrix(rng, 16, 16, 4), tokens(rng, 3, 16)
+    with host.open("sim:?format=kmeans&lanes=16&builders=4&epilogue=0&activation_bytes=1024"
+                   f"{SMALL}") as opened:
+        assert np.array_equal(opened.load(q).integers(x), sim.golden.integers(q, x))
+        layers = [opened.load(q, out="int8", out_scale=1.0), opened.load(q)]
+        with pytest.raises(host.CapacityError, match="without the epilogue"):
+            opened.chain(layers)(np.ones((1, 16), np.float32))
+        for instruction in (
+                Instruction.make("LOAD", buffer=3), Instruction.make("LOAD", buffer=4),
+                Instruction.make("LOAD", indexes=1), Instruction.make("LOAD", pairs=1),
+                Instruction.make("LOAD", length=2), Instruction.make("STORE", high=1),
+                Instruction.make("TOPK", length=8, static=1)):
+            with pytest.raises(host.ProgramError, match="BAD_FIELD"):
+                opened.run([instruction])
+        assert np.array_equal(opened.load(q).integers(x), sim.golden.integers(q, x))
 
 
 def test_programs_that_make_no_sense_end(device):
@@ -172,7 +184,7 @@ def test_programs_that_make_no_sense_end(device):
             opened.run([make("TOPK", length=length, k=most - 1, address=base)])
         opened.run([make("LOAD", buffer=2, count=32, address=base)])
         with pytest.raises(host.ProgramError, match="BAD_FIELD"):
-            opened.run([make("LOAD", buffer=3, address=base)])
+            opened.run([make("LOAD", buffer=5, address=base)])
         with pytest.raises(host.ProgramError, match="BAD_ADDRESS"):
             opened.run([make("TOPK", length=engine.token_values, k=1,
                              address=2**engine.address_bits - 1)])
@@ -213,7 +225,6 @@ def test_other_bits_are_another_engine():
                             ({"v": 4, "b": 6}, "b must be v times an index .* 8 for v=4, not 6"),
                             ({"activation_bits": 8}, "activation_bits must be one of 16"),
                             ({"scale_points": 2}, "scale_points must be one of 1"),
-                            ({"builders": 2}, "builders must be one of 4, 8, 16"),
-                            ({"epilogue": True}, "epilogue must be one of False")):
+                            ({"builders": 2}, "builders must be one of 4, 8, 16")):
         with pytest.raises(host.ConfigError, match=message):
             EngineConfig(**{**legal, **fields})

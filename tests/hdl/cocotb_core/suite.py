@@ -15,7 +15,7 @@ import sim.golden
 from hdl.cell import Timing
 from hdl.config import MIN_COLUMNS, EngineConfig
 from hdl.isa import FIELDS, Instruction, Opcode, Target, assemble
-from hdl.layout import COARSE_BASE, COARSE_STEP, FINE_SHIFT
+from hdl.layout import COARSE_STEP, FINE_SHIFT
 from hdl.registers import Error
 from host.activations import arrange
 from host.compiler import LayerCode, matmul_program
@@ -261,9 +261,10 @@ async def int8_results(bench, rng):
         acc = sim.golden.integers(q, xq)
         # Shifts and factors that spread the results over int8 and a bit beyond.
         peak = np.abs(acc).max() + 1.0
-        shift = np.clip((np.log2(peak) - 14 - COARSE_BASE) // COARSE_STEP + rng.integers(0, 2, N),
+        base = CONFIG.coarse_base
+        shift = np.clip((np.log2(peak) - 14 - base) // COARSE_STEP + rng.integers(0, 2, N),
                         0, 3).astype(int)
-        coarse = peak / 2.0**(COARSE_BASE + COARSE_STEP * shift)
+        coarse = peak / 2.0**(base + COARSE_STEP * shift)
         parameters = {
             "bias": rng.integers(-2**20, 2**20, N), "shift": shift,
             "multiplier": np.clip(2.0**FINE_SHIFT * rng.choice([50, 100, 300], N) / coarse,
