@@ -55,14 +55,15 @@ class BareArray(wiring.Component):
         The column's accumulator starts at zero; with the beat that is accumulated.
     swap : In(1)
         From the next cycle on, beats use the tile that was filled and fills go to the other.
-    result : Out(signed(ACCUMULATOR_BITS))
+    result : Out(signed(accumulator_bits))
     """
 
-    def __init__(self, code_bits, fill, family):
+    def __init__(self, code_bits, fill, family, *, accumulator_bits=ACCUMULATOR_BITS):
         self.family = family
+        self.accumulator_bits = accumulator_bits
         super().__init__({
             "codes": In(code_bits), "valid": In(1), "first": In(1), "last": In(1),
-            "restart": In(1), "swap": In(1), "result": Out(signed(ACCUMULATOR_BITS)), **fill})
+            "restart": In(1), "swap": In(1), "result": Out(signed(accumulator_bits)), **fill})
 
     def shift_planes(self, m, total, pending, bound, latency):
         """Doubles and adds the planes' sums; ends as :meth:`accumulate` does."""
@@ -78,19 +79,19 @@ class BareArray(wiring.Component):
         """Adds `total` to the result, `latency` cycles after the beat and its `strobe`."""
         restart = delay(m, self.restart, latency, name="restart")
         result = add_select(m, total, self.result, 0, restart, cin=pending,
-                            width=ACCUMULATOR_BITS, family=self.family)
+                            width=self.accumulator_bits, family=self.family)
         with m.If(delay(m, strobe, latency, name="strobe", resettable=True)):
             m.d.sync += self.result.eq(result)
 
-    def activations(self, m, count):
-        """`count` registers of signed(8), loaded in K order through a port of one word a cycle.
+    def activations(self, m, count, shape):
+        """`count` registers, loaded in K order through a port of one word a cycle.
 
         The tile being filled is a shift register, which costs no LUT; a swap copies it.
         """
-        filled = Signal(8 * count, reset_less=True)
-        used = Signal(data.ArrayLayout(signed(8), count), reset_less=True)
+        used = Signal(data.ArrayLayout(shape, count), reset_less=True)
+        filled = Signal(len(used.as_value()), reset_less=True)
         with m.If(self.load):
-            m.d.sync += filled.eq(Cat(filled[8 * WORD:], self.word))
+            m.d.sync += filled.eq(Cat(filled[len(self.word):], self.word))
         with m.If(self.swap):
             m.d.sync += used.eq(filled)
         return [used[k] for k in range(count)]
@@ -262,7 +263,7 @@ class AdderArray(BareArray):
     def elaborate(self, platform):
         m = Module()
         m.submodules.tree = tree = Tree([OPERAND] * self.positions, self.family)
-        for k, activation in enumerate(self.activations(m, self.positions)):
+        for k, activation in enumerate(self.activations(m, self.positions, signed(8))):
             m.d.comb += tree.entries[k].eq(activation)
         m.d.comb += tree.signs.eq(self.codes)
         self.shift_planes(m, tree.total, tree.pending, self.positions * OPERAND,
@@ -290,6 +291,7 @@ class MacArray(BareArray):
         Weights per beat, a multiple of 4.
     bits : int
         Bits of a weight: 1, 2 or 4.
+    activation_bits : int
     family : str
 
     Members
@@ -301,16 +303,19 @@ class MacArray(BareArray):
         As in :class:`AdderArray`.
     """
 
-    def __init__(self, positions, bits, *, family="portable"):
+    def __init__(self, positions, bits, *, activation_bits=8, family="portable"):
         self.positions = positions
         self.bits = bits
-        super().__init__(positions * bits, {"word": In(8 * WORD), "load": In(1)}, family)
+        self.activation_bits = activation_bits
+        super().__init__(positions * bits, {"word": In(activation_bits * WORD), "load": In(1)},
+                         family)
 
     def elaborate(self, platform):
         m = Module()
-        activations = self.activations(m, self.positions)
+        activations = self.activations(m, self.positions, signed(self.activation_bits))
         digits = max(1, self.bits // 2)
-        bound = OPERAND if self.bits == 1 else 2 * OPERAND
+        largest = 2**(self.activation_bits - 1) - 1
+        bound = largest if self.bits == 1 else 2 * largest
         trees = [Tree([bound] * self.positions, self.family) for _ in range(digits)]
         for d, tree in enumerate(trees):
             m.submodules[f"tree_{d}"] = tree

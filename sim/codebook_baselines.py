@@ -25,7 +25,7 @@ from hdl.parts import BlockRAM, Multiplier, add, delay
 from hdl.tables import Tables, complemented, sections, table_latency
 from hdl.tree import Tree, tree_levels
 from hdl.walk import step
-from sim.baselines import BareArray
+from sim.baselines import ACCUMULATOR_BITS, BareArray
 
 __all__ = ["DequantArray", "PsumbookArray"]
 
@@ -37,6 +37,8 @@ class PsumbookArray(BareArray):
     ----------
     lanes, v, b, builders : int
         As of :class:`hdl.config.EngineConfig`.
+    format : str
+        ``"psumbook"``, of int8 activations, or ``"kmeans"``, of 18 bits.
     family : str
 
     Members
@@ -48,15 +50,16 @@ class PsumbookArray(BareArray):
         Where its entries go, :meth:`hdl.centroids.CentroidBuilder.latency` later.
     """
 
-    def __init__(self, lanes, v, b, *, builders, family="portable"):
+    def __init__(self, lanes, v, b, *, builders, format="psumbook", family="portable"):
         self.config = config = EngineConfig(
-            format="psumbook", family=family, v=v, b=b, lanes=lanes, builders=builders,
-            scale_points=1, block_ram_blocks=lanes * v // BLOCK, activation_bits=8,
-            zero_points=False, epilogue=False)
+            format=format, family=family, v=v, b=b, lanes=lanes, builders=builders,
+            scale_points=1, block_ram_blocks=lanes * v // BLOCK,
+            activation_bits=8 if format == "psumbook" else 16, zero_points=False, epilogue=False)
         self.latency = table_latency(config) + tree_levels(lanes) + 1
         super().__init__(config.column_code_bits, {
-            "word": In(8 * builders), "step": In(step(config)),
-            "group": In(len(config.lane_groups)), "entry": In(b)}, family)
+            "word": In(config.value_bits * config.buffers), "step": In(step(config)),
+            "group": In(len(config.lane_groups)), "entry": In(b)}, family,
+            accumulator_bits=config.accumulator_bits if config.encodes else ACCUMULATOR_BITS)
 
     def elaborate(self, platform):
         m = Module()
@@ -113,7 +116,7 @@ class DequantArray(BareArray):
     def elaborate(self, platform):
         m = Module()
         v, b, books, family = self.v, self.b, self.codebooks, self.family
-        activations = self.activations(m, self.positions)
+        activations = self.activations(m, self.positions, signed(8))
         m.submodules.tree = tree = Tree([self.weight_max * ACTIVATION_MAX] * self.positions, family)
         for j in range(self.chunks):
             read = []

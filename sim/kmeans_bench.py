@@ -7,8 +7,8 @@ import numpy as np
 from hdl.config import BLOCK, EngineConfig
 from sim.measure import identity, measure, routed
 
-__all__ = ["classifier_rows", "core_rows", "error_rows", "random_kmeans", "token_rows",
-           "topk_rows", "utilization_rows"]
+__all__ = ["arrays_rows", "classifier_rows", "core_rows", "error_rows", "random_kmeans",
+           "token_rows", "topk_rows", "utilization_rows"]
 
 _LIMIT = 1.05       # cycles with outliers over cycles without
 
@@ -214,11 +214,54 @@ def topk_rows(progress, K=4096):
 
     rows = []
     trees = routed(Orizuru(K, family="ecp5"), "Orizuru", progress, mhz=100)
-    for k in (4, 21, 82):
+    for k in (4, 10, 21):
         rows.append({"unit": "Orizuru", "k": k, **trees, "cycles": topk_cycles(K, k)})
         found = routed(SortedLists(K, k, family="ecp5"), f"lists of {k}", progress, mhz=60)
-        rows.append({"unit": "sorted lists", "k": k, **found, "cycles": K + 2 * k})
+        rows.append({"unit": "sorted lists", "k": k, **found, "cycles": K + 2 * k + 8})
     return rows
+
+
+def arrays_rows(progress):
+    """Bare arrays of 64 W4A4 products per cycle on an LFE5U-85F: indexes against numbers."""
+    from sim.baselines import MacArray
+    from sim.codebook_baselines import PsumbookArray
+    from sim.index_macs import (
+        BucketArray,
+        CentroidMacArray,
+        Compensation,
+        HistogramCounter,
+        ProductArray,
+    )
+
+    macs, family = 64, "ecp5"
+    arrays: dict[str, tuple[Any, bool | None, float, int]] = {
+        # name: (array, whether outliers cost nothing, MACs per cycle, clock to aim at)
+        "row, true values": (PsumbookArray(32, 2, 8, builders=4, format="kmeans", family=family),
+                             True, macs, 150),
+        "row, centroids": (PsumbookArray(32, 2, 8, builders=4, family=family), False, macs, 150),
+        "product": (ProductArray(macs, family=family), False, macs, 150),
+        "bucket": (BucketArray(macs, family=family), True, _bucket_macs(macs), 150),
+        "bucket, centroids": (BucketArray(macs, value_bits=8, family=family), False,
+                              _bucket_macs(macs), 150),
+        "centroid to DSP": (CentroidMacArray(macs, family=family), True, macs, 150),
+        "compensation, 2 of a tile": (Compensation(macs, 2, family=family), None, macs, 150),
+        "compensation, 8 of a tile": (Compensation(macs, 8, family=family), None, macs, 150),
+        "histogram": (HistogramCounter(16, family=family), False, 16, 80),
+        "plain MAC, uniform W4A4": (MacArray(macs, 4, activation_bits=4, family=family), False,
+                                    macs, 150)}
+    found = {name: routed(array, name, progress, mhz=mhz)
+             for name, (array, _, _, mhz) in arrays.items()}
+    base = found["plain MAC, uniform W4A4"]["comb"] / macs
+    return [{"array": name, "outliers_free": free, "macs": round(rate, 1), **found[name],
+             **{f"{key}_per_mac": round(found[name][key] / rate, 2)
+                for key in ("comb", "ff", "ebr", "dsp")},
+             "times_plain": round(found[name]["comb"] / rate / base, 2)}
+            for name, (_, free, rate, _) in arrays.items()]
+
+
+def _bucket_macs(columns, K=4096):
+    """Products per cycle of a token of K elements, the buckets' drain and sixteen sums included."""
+    return columns * K / (K + 16 * (columns + 2))
 
 
 def core_rows(progress):

@@ -4,7 +4,7 @@ from amaranth.lib import data
 
 from hdl.parts import add
 
-__all__ = ["contestant", "less", "wins"]
+__all__ = ["also_largest", "contestant", "less", "wins"]
 
 
 def contestant(width, place):
@@ -15,6 +15,15 @@ def contestant(width, place):
 def less(m, a, b, family):
     """Whether ``a < b``, both signed: the sign of their difference."""
     return add(m, a, b, nb=1, cin=1, width=max(len(a), len(b)) + 1, family=family)[-1]
+
+
+def also_largest(m, least, element, family):
+    """Whether one of the smallest elements of a stream was given out as one of the largest before.
+
+    `least` is the last of those.  Only equal elements can be both, the first by index first.
+    """
+    return (less(m, least.value, element.value, family)
+            | (element.value == least.value) & (element.index <= least.index))
 
 
 def wins(m, second, first, family):

@@ -16,7 +16,7 @@ from amaranth.lib.wiring import In, Out
 from hdl.beat import Flow
 from hdl.parts import BlockRAM, delay
 from hdl.topk.leaves import LANES, ROUNDS, LeafMatches, inner_winner, leaf_word
-from hdl.topk.match import contestant, less, wins
+from hdl.topk.match import also_largest, contestant, wins
 from hdl.topk.nodes import Nodes
 
 __all__ = ["Orizuru"]
@@ -222,8 +222,7 @@ class Orizuru(wiring.Component):
             m.d.sync += [out.index.eq(Cat(leaf, place)), out.value.eq(value)]
         with m.If(rounds[0] & ~low):
             m.d.sync += last.eq(out)
-        twice = low & (less(m, last.value, out.value, family)
-                       | (out.value == last.value) & (out.index <= last.index))
+        twice = low & also_largest(m, last, out, family)
         m.d.sync += [self.o.valid.eq(rounds[0] & found & ~twice), self.o.payload.eq(out),
                      self.done.eq(0)]
 

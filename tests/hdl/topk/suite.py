@@ -21,10 +21,13 @@ TREES = MOST == DEPTH // 2                  # Orizuru, that is
 
 
 def outliers(x, k):
-    """By sorting: the k largest, then those of the k smallest that are not among them."""
-    index = np.arange(len(x))
-    largest = np.lexsort((index, -x))[:k]
-    smallest = np.lexsort((index ^ 1, x))[:k]
+    """By sorting: the k largest, then those of the k smallest that are not among them.
+
+    Trees find the first of a side first, lists push out the last first.
+    """
+    index, order = np.arange(len(x)), 1 if TREES else -1
+    largest = np.lexsort((index, -x))[:k][::order]
+    smallest = np.lexsort((index ^ 1, x))[:k][::order]
     return [*largest, *(i for i in smallest if i not in set(largest))]
 
 
