@@ -116,7 +116,7 @@ class Control(wiring.Component):
         if not config.centroid_bits:
             refused += ["buffer"]
         if not config.tables:
-            refused += ["indexes", "pairs", "static"]
+            refused += ["indexes", "pairs", "norm", "static"]
             refused += ["high"] * (opcode is Opcode.STORE)
             refused += ["length"] * (opcode is Opcode.LOAD)
         used -= {fields[name].offset + i for name in refused if name in fields

@@ -178,10 +178,9 @@ class Core(wiring.Component):
                              store.table.payload.word.eq(prepare.slot),
                              store.table.payload.byte.eq(delay(m, codes[:8], 1, name="byte"))]
             # Beats to encode come so many cycles apart.
-            encodes = ~prepare.shows & (prepare.fills == Buffer.ACTIVATIONS)
             m.d.comb += encoding.eq(~count_down(
-                m, ENCODE_CYCLES.bit_length(), load=load_take & encodes, value=ENCODE_CYCLES - 1,
-                step=encoding, family=config.family, name="encoding"))
+                m, ENCODE_CYCLES.bit_length(), load=load_take & prepare.paced,
+                value=ENCODE_CYCLES - 1, step=encoding, family=config.family, name="encoding"))
         else:
             m.d.comb += [prepare.i_beat.valid.eq(loaded),
                          prepare.i_beat.payload.last.eq(what.pass_end)]
@@ -282,7 +281,7 @@ class Core(wiring.Component):
             encoder.length.eq(prepare.length), encoder.k.eq(prepare.k),
             prepare.found.eq(encoder.found),
             encoder.static.eq(prepare.static), encoder.indexes.eq(prepare.indexes),
-            encoder.pairs.eq(prepare.pairs),
+            encoder.pairs.eq(prepare.pairs), encoder.norm.eq(prepare.norm),
             encoder.restart.eq(prepare.restart), encoder.beat.eq(prepare.beat),
             prepare.i_beat.valid.eq(Mux(to_encoder, encoder.o.valid, loaded & ~prepare.shows)),
             prepare.i_beat.payload.last.eq(Mux(to_encoder, encoder.o.payload.last,

@@ -75,6 +75,8 @@ FIELDS = {
         "indexes": Field(8, 1, "activations of kmeans: 0: int16, to be encoded; 1: indexes of the "
                                "layer before"),
         "pairs": Field(9, 1, "an index is the low halves of an element's bytes: low byte first"),
+        "norm": Field(10, 1, "with indexes: what they mean is divided by its root mean square, "
+                             "which TOPK has found"),
         "length": Field(16, 14, "with indexes: elements of a token", 1),
         "count": Field(32, 16, "beats to read", 1),
         "local": Field(48, 16, "first slot of the activation buffers to write, or word of four "
@@ -111,6 +113,8 @@ FIELDS = {
     },
     Opcode.TOPK: {
         "static": Field(4, 1, "a unit of the codebook is four steps of int16 in every token"),
+        "norm": Field(5, 1, "a token of indexes: find the root mean square of what they mean"),
+        "pairs": Field(6, 1, "with norm: as of LOAD"),
         "k": Field(16, 14, "outliers of a token on each side"),
         "length": Field(32, 14, "elements of a token", 1),
         "address": _ADDRESS,

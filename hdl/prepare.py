@@ -63,7 +63,9 @@ class Prepare(wiring.Component):
         What LOAD fills.
     shows : Out(1)
         The beats asked for are those of TOPK.
-    static, indexes, pairs, show, row, length, k, found, restart, beat
+    paced : Out(1)
+        They take ENCODE_CYCLES each.
+    static, indexes, pairs, norm, show, row, length, k, found, restart, beat
         The encoder's, see :class:`hdl.encoder.Encoder`.
     active : Out(1)
         An instruction is being executed.
@@ -89,7 +91,8 @@ class Prepare(wiring.Component):
             members |= {
                 "i_topk": In(stream.Signature(fields_of(Opcode.TOPK, config))),
                 "shows": Out(1), "show": Out(1), "row": Out(range(config.rows)),
-                "static": Out(1), "indexes": Out(1), "pairs": Out(1),
+                "static": Out(1), "indexes": Out(1), "pairs": Out(1), "norm": Out(1),
+                "paced": Out(1),
                 "length": Out(tokens), "k": Out(tokens), "found": In(1),
                 "restart": Out(1), "beat": Out(range(config.token_values // TOKEN_BEAT))}
         super().__init__(members)
@@ -127,8 +130,8 @@ class Prepare(wiring.Component):
         asking = Signal()
         pause = Signal(ENCODE_CYCLES - 2)
         if self.encodes:
-            slow = ~shows & (self.fills == Buffer.ACTIVATIONS)
-            m.d.sync += pause.eq(Cat(asked & slow, pause))
+            m.d.comb += self.paced.eq(Mux(shows, self.norm, self.fills == Buffer.ACTIVATIONS))
+            m.d.sync += pause.eq(Cat(asked & self.paced, pause))
         m.d.comb += request.valid.eq(asking & ~pause.any())
         with m.If(asked & last_request):
             m.d.sync += asking.eq(0)
@@ -137,7 +140,8 @@ class Prepare(wiring.Component):
         with m.If(load_start):
             m.d.sync += [loading.eq(1), self.fills.eq(load.buffer)]
             if config.tables:
-                m.d.sync += [self.indexes.eq(load.indexes), self.pairs.eq(load.pairs)]
+                m.d.sync += [self.indexes.eq(load.indexes), self.pairs.eq(load.pairs),
+                             self.norm.eq(load.norm)]
                 with m.If(load.indexes):
                     m.d.sync += self.length.eq(load.length)
         with m.If(asks):
@@ -220,7 +224,8 @@ class Prepare(wiring.Component):
         m.d.sync += self.show.eq(topk.ready)
         with m.If(topk.ready):
             m.d.sync += [self.shows.eq(1), self.length.eq(topk.p.length), self.k.eq(topk.p.k),
-                         self.static.eq(topk.p.static), self.row.eq(0), first.eq(topk.p.address)]
+                         self.static.eq(topk.p.static), self.norm.eq(topk.p.norm),
+                         self.pairs.eq(topk.p.pairs), self.row.eq(0), first.eq(topk.p.address)]
         with m.If(self.found):
             with m.If(last_row):
                 m.d.sync += self.shows.eq(0)

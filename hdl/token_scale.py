@@ -12,7 +12,14 @@ from amaranth.lib.wiring import In, Out
 
 from hdl.beat import Flow
 from hdl.parts import add, delay
-from hdl.token_units import FACTOR_BITS, GAIN_BITS, SHIFT_STEP, SHIFTS, unit_shift
+from hdl.token_units import (
+    FACTOR_BITS,
+    GAIN_BITS,
+    ROOT_BITS,
+    SHIFT_STEP,
+    SHIFTS,
+    unit_shift,
+)
 from hdl.topk.leaves import LANES
 
 __all__ = ["TokenScale", "factor"]
@@ -46,6 +53,8 @@ class TokenScale(wiring.Component):
     divide : In(1)
         Everything has come (strobe); at least four cycles after the last beat, two after the last
         outlier.
+    root : In(27), divide_root : In(1)
+        As `divide`, by this number instead of the sum (strobe).
     o : Out(factor), zero : Out(1)
     done : Out(1)
         `o` is there (strobe), and stays until the next.
@@ -60,6 +69,7 @@ class TokenScale(wiring.Component):
             "start": In(1), "gain": In(GAIN_BITS),
             "i": In(Flow(data.ArrayLayout(signed(width), LANES))),
             "outlier": In(Flow(signed(width))), "divide": In(1),
+            "root": In(ROOT_BITS), "divide_root": In(1),
             "o": Out(factor()), "zero": Out(1), "done": Out(1)})
 
     def elaborate(self, platform):
@@ -95,6 +105,9 @@ class TokenScale(wiring.Component):
             m.d.sync += total.eq(summed)
         with m.If(self.start):
             m.d.sync += total.eq(0)
+        with m.If(self.divide_root):
+            m.d.sync += total.eq(self.root)
+        divide = self.divide | delay(m, self.divide_root, 1, name="divide_root", resettable=True)
 
         # Division, a bit of the quotient per cycle, the highest first.
         dividend = Signal(GAIN_BITS, reset_less=True)
@@ -118,7 +131,7 @@ class TokenScale(wiring.Component):
                     m.d.sync += [self.o.factor.eq(following), self.o.shift.eq(shift)]
                     if shift == SHIFTS - 1:     # never 0, which has no inverse
                         m.d.sync += self.o.factor[0].eq(following[0] | ~following.any())
-        with m.If(self.divide):
+        with m.If(divide):
             m.d.sync += [dividend.eq(self.gain), rest.eq(0), quotient.eq(0), over.eq(0),
                          left.eq(_QUOTIENT_BITS), self.zero.eq(total == 0),
                          self.o.factor.eq(2**FACTOR_BITS - 1),

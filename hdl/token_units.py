@@ -5,10 +5,10 @@ sum over all elements but outliers, as a factor of 17 bits and one of four shift
 ``x * factor / 2**unit_shift(shift)``.  It is at most 4, so that no int16 leaves 18 bits.
 """
 
-__all__ = ["BOUNDARY_BITS", "CENTROID_BITS", "ENCODE_CYCLES", "FACTOR_BITS", "GAIN_BITS",
-           "GAIN_WORD", "INDEX_BITS", "NEVER", "SHIFTS", "SHIFT_BASE", "SHIFT_STEP", "STATIC",
-           "STATIC_STEPS", "VALUE_MAX",
-           "normaliser", "unit_shift"]
+__all__ = ["AS_IT_IS", "BOUNDARY_BITS", "CENTROID_BITS", "ENCODE_CYCLES", "FACTOR_BITS",
+           "GAIN_BITS", "GAIN_WORD", "INDEX_BITS", "MEANING_BITS", "NEVER", "RMS", "ROOT_BITS",
+           "ROOT_FRACTION", "ROOT_SUM_BITS", "SHIFTS", "SHIFT_BASE", "SHIFT_STEP", "STATIC",
+           "STATIC_STEPS", "VALUE_MAX", "normaliser", "root_gain", "unit_shift"]
 
 FACTOR_BITS = 17
 GAIN_BITS = 28
@@ -29,9 +29,24 @@ STATIC_STEPS = 4
 half units that boundaries have, and outliers reach 64 times the largest centroid."""
 STATIC = {"factor": 2**SHIFT_BASE // STATIC_STEPS, "shift": 0}
 """That unit, as a normaliser."""
+MEANING_BITS = 14
+"""Of what indexes mean, without sign: K = 16384 of them times int8 stay far below an accumulator's
+39 bits."""
+ROOT_FRACTION, ROOT_SUM_BITS = 6, 42
+"""Of the root of a sum of squares: bits behind the point; of the sum for K = 16384."""
+ROOT_BITS = ROOT_SUM_BITS // 2 + ROOT_FRACTION
+RMS = 2**6
+"""What RMSNorm makes of the root mean square of a token."""
+AS_IT_IS = {"factor": 2**SHIFT_BASE, "shift": 0}
+"""Of a value that is in the codebook's units already, as a normaliser."""
 GAIN_WORD = 2**INDEX_BITS
 """Where LOAD puts the gain: behind the codebook's entries, a centroid and above it the boundary
 between it and the next."""
+
+
+def root_gain(length):
+    """The gain with which :data:`RMS` is made of the root of a sum of so many squares."""
+    return round(RMS * 2**(8 + ROOT_FRACTION) * length**0.5)
 
 
 def unit_shift(shift):

@@ -3,7 +3,7 @@
 Between two layers the device re-quantises to int8 with static scales (see :mod:`hdl.epilogue`), so
 a chain needs the scale of every intermediate: ``load(q, out="int8", out_scale=...)``.  Format
 kmeans goes on to indexes (see :mod:`host.indexes`), with ``out="index"``; a pair of such layers
-stands for the product of their outputs.
+stands for the product of their outputs, and :class:`RMSNorm` normalises what comes before it.
 """
 
 import weakref
@@ -15,19 +15,28 @@ import numpy as np
 from hdl.isa import Buffer, Instruction, Target
 from hdl.layout import MULTIPLIER_MIN, activation_order
 from hdl.registers import COUNTERS
-from hdl.token_units import STATIC_STEPS
+from hdl.token_units import GAIN_WORD, MEANING_BITS, RMS, STATIC_STEPS, root_gain
 from host import activations
 from host.arguments import positive
 from host.compiler import LayerCode, matmul_program
 from host.device import Bound, Layer, exclusive
 from host.errors import ArgumentError, ArgumentTypeError, CapacityError
-from host.indexes import VALUE_BITS, Outputs, product_table
+from host.indexes import Outputs, product_table
 from host.pack import Image, pack, spread
 from host.progress import Meter
 from host.requantization import Requantization, requantization
 from host.results import collect, figures, real, result_beats
 
-__all__ = ["Chain", "Link"]
+__all__ = ["Chain", "Link", "RMSNorm"]
+
+
+@dataclass(frozen=True)
+class RMSNorm:
+    """In a chain of format kmeans: tokens are divided by their root mean square.
+
+    Its gain per element belongs into the columns of the matrix that follows, before it is
+    quantised.  There is no epsilon: a token of zeros stays one.
+    """
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class Chain(Bound):
     Parameters
     ----------
     device : Device
-    layers : list of Layer or pairs of them
+    layers : list of Layer, pairs of them, or RMSNorm
         All but the last with ``out="int8"`` or, of format kmeans, ``"index"``, pairs with
         ``"index"``; the last with ``out="float"``.
     in_scale : float or None
@@ -81,6 +90,8 @@ class Chain(Bound):
     Attributes
     ----------
     stages : list of tuple of Layer
+    norms : list of bool
+        Which of them take normalised tokens.
     links : list of Link
         From every stage to the next, once it is placed.
     stats : dict
@@ -93,7 +104,12 @@ class Chain(Bound):
                                     f"{type(layers).__name__}")
         if not layers:
             raise ArgumentError("a chain must have at least one layer, not none")
-        self.stages = [layer if isinstance(layer, tuple) else (layer,) for layer in layers]
+        if isinstance(layers[-1], RMSNorm):
+            raise ArgumentError("RMSNorm must stand before a layer, not at the end of a chain")
+        self.norms = [isinstance(before, RMSNorm) for before, layer in pairwise([None, *layers])
+                      if not isinstance(layer, RMSNorm)]
+        self.stages = [layer if isinstance(layer, tuple) else (layer,) for layer in layers
+                       if not isinstance(layer, RMSNorm)]
         self._check(device)
         self.device = device
         self.in_scale = positive("in_scale", in_scale)
@@ -138,6 +154,9 @@ class Chain(Bound):
                 raise ArgumentError(f"layer {i} gives {a[0].q.shape[0]} outputs, layer {i + 1} "
                                     f"takes {b[0].q.shape[1]} inputs; they must be equal")
         self._encoded = formats == {"kmeans"}
+        if any(self.norms) and not self._encoded:
+            raise ArgumentError("RMSNorm needs the tables of format kmeans; other chains take "
+                                "layers only")
 
     @property
     def layers(self):
@@ -160,9 +179,9 @@ class Chain(Bound):
                       for layer in self.stages[0])
         meaning: np.ndarray | None = None       # of the stage's input, where that is indexes
         links, images = [], []
-        for stage, following in zip_longest(self.stages, self.stages[1:]):
-            link = self._link(stage, units, following)
-            images.append([self._pack(layer.q, engine, following, link, n, meaning)
+        for i, (stage, following) in enumerate(zip_longest(self.stages, self.stages[1:])):
+            link = self._link(stage, units, following, following and self.norms[i + 1])
+            images.append([self._pack(layer.q, engine, following, link, n, meaning, self.norms[i])
                            for n, layer in enumerate(stage)])
             links.append(link)
             meaning, units = link.meaning, (link.out_unit,) * len(following or ())
@@ -184,12 +203,15 @@ class Chain(Bound):
         self.links = links
         self._of = wanted
 
-    def _link(self, stage, units, following):
-        """From a stage, whose inputs have these units, to the following or, if None, the end."""
+    def _link(self, stage, units, following, norm):
+        """From a stage, whose inputs have these units, to the following or, if None, the end.
+
+        `norm`: what the following takes is normalised.
+        """
         if following is None:
             return Link(units, (), (), None, 0.0)
         factors = tuple(
-            self._requantize(layer, unit, following if n == len(stage) - 1 else None)
+            self._requantize(layer, unit, following if n == len(stage) - 1 else None, norm)
             for n, (layer, unit) in enumerate(zip(stage, units)))
         if not self._encoded:
             return Link(units, factors, (), None, stage[0].out_scale)
@@ -201,11 +223,13 @@ class Chain(Bound):
             meaning, unit = outputs[0].value_table, outputs[0].unit
         else:
             meaning, unit = product_table(outputs[0], outputs[1])
-        return Link(units, factors, tuple(outputs), meaning, unit)
+        return Link(units, factors, tuple(outputs), meaning, 1 / RMS if norm else unit)
 
-    def _pack(self, q, engine, following, link, n, meaning):
+    def _pack(self, q, engine, following, link, n, meaning, norm):
         """A layer's image: its results in the order in which the following one loads them."""
         tables = {} if meaning is None else {Buffer.VALUE_TABLE: meaning}
+        if meaning is not None and norm:
+            tables[Buffer.ACTIVATION_CODEBOOK] = [0] * GAIN_WORD + [root_gain(q.shape[1])]
         if following is None:
             return pack(q, engine, tables=tables)
         factor = link.requantizations[n]
@@ -219,13 +243,13 @@ class Chain(Bound):
             tables[Buffer.BYTE_TABLE] = link.outputs[n].byte_table
         return pack(q, engine, parameters, order, tables)
 
-    def _requantize(self, layer, in_unit, following):
+    def _requantize(self, layer, in_unit, following, norm):
         """Integers of a layer; with the scales that the `following` layer wants of its input."""
         q, engine = layer.q, self.device.engine
         unit = q.row_scale.astype(np.float64) * in_unit
         fold = np.ones(len(unit))
         if following is not None:
-            fold = self._fold(layer, following, fold)
+            fold = self._fold(layer, following, fold, norm)
         factor = unit / layer.out_scale * fold
         values = np.zeros(len(unit)) if layer.bias is None else layer.bias
         bias = values / np.where(unit == 0, 1, unit)
@@ -236,7 +260,7 @@ class Chain(Bound):
                 raise CapacityError(
                     "between layers of format kmeans a row of zeros must have no bias, for nothing "
                     f"adds it behind the multiplier: row {lost[0]} has one")
-            bound, in_tile = q.row_bound * 2**VALUE_BITS, q.row_bound * 2**VALUE_BITS
+            bound, in_tile = q.row_bound * 2**MEANING_BITS, q.row_bound * 2**MEANING_BITS
         else:
             # A row of zeros gives its bias and has no unit: take one in which the result is exact.
             zero = ~q.scales.any(axis=1) & (factor > 0)
@@ -250,7 +274,7 @@ class Chain(Bound):
         return requantization(factor, bias, q.planes, engine.coarse_base, bound=bound,
                               room=2 ** (engine.column_bits - 1) - 1 - in_tile)
 
-    def _fold(self, layer, following, fold):
+    def _fold(self, layer, following, fold, norm):
         """``x'[j] = x[permutation[j]] * input_scale[j]``, folded into the rows of `layer`."""
         scales = [f.q.input_scale for f in following]
         orders = [f.q.permutation for f in following]
@@ -260,16 +284,20 @@ class Chain(Bound):
                 raise ArgumentError(f"layers that take the same outputs must have the same {name}")
         if scales[0] is None:
             return fold
-        if self._encoded and (layer.activation not in (None, "relu") or (scales[0] <= 0).any()):
+        if self._encoded and (norm or layer.activation not in (None, "relu")
+                              or (scales[0] <= 0).any()):
             raise ArgumentError(
                 "an input_scale works after activation None or 'relu' and where it is positive, "
-                f"for indexes of all columns mean the same; not after {layer.activation!r}")
+                "for indexes of all columns mean the same; not after "
+                f"{'RMSNorm' if norm else repr(layer.activation)}")
         fold[slice(None) if orders[0] is None else orders[0]] = scales[0]
         return fold
 
     def _tokens(self, x):
         """Integer tokens of every layer of the first stage, and the scale of the input."""
         found, tokens = self.in_scale, []
+        if self.norms[0]:
+            x = normalised(x)
         inputs = [activations.stored(x, layer.q) for layer in self.stages[0]]
         if found is None:
             found = (_mean_magnitude(inputs[0], self.stages[0][0].q) if self._encoded else
@@ -364,9 +392,17 @@ class Chain(Bound):
                     self.device.engine, part.code, addresses,
                     target=Target.ACCUMULATORS if final else Target.INT8,
                     relu=not self._encoded and layer.activation == "relu" and not final,
-                    high=n == 1, static=self._encoded, indexes=indexes)
+                    high=n == 1, static=self._encoded, indexes=indexes,
+                    norm=bool(i and self.norms[i]))
                 program.append(Instruction.make("FENCE"))
         return program
+
+
+def normalised(x):
+    """Tokens over their root mean squares, float32 [M, K]; zeros stay zeros."""
+    x = x.astype(np.float64)
+    root = np.sqrt(np.mean(x**2, axis=1, keepdims=True))
+    return (x / np.where(root > 0, root, 1)).astype(np.float32)
 
 
 def _mean_magnitude(stored, q):

@@ -80,7 +80,8 @@ def _chunks(config, layer, passes):
 
 
 def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
-                   target=Target.ACCUMULATORS, relu=False, high=False, static=False, indexes=0):
+                   target=Target.ACCUMULATORS, relu=False, high=False, static=False, indexes=0,
+                   norm=False):
     """Instructions that multiply groups of tokens by one layer, without HALT.
 
     Parameters
@@ -102,6 +103,8 @@ def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
         Tokens that the device encodes have the same unit.
     indexes : int
         Activations are not encoded but indexes, 1, or pairs of them, 2.
+    norm : bool
+        What indexes mean is divided by its root mean square.
 
     Returns
     -------
@@ -117,7 +120,9 @@ def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
     if layer.token is not None:
         length, k = layer.token
         if indexes:
-            meanings = {"indexes": 1, "pairs": indexes == 2, "length": length}
+            meanings = {"indexes": 1, "pairs": indexes == 2, "length": length, "norm": norm}
+            if norm:
+                topk = {"length": length, "norm": 1, "pairs": indexes == 2}
         else:
             topk = {"length": length, "k": k, "static": static}
     first = True

@@ -337,9 +337,10 @@ class Device(Bound):
 
         Parameters
         ----------
-        layers : list of Layer or pairs of them
+        layers : list of Layer, pairs of them, or RMSNorm
             All but the last loaded with ``out="int8"`` or ``"index"``.  A pair, both with
-            ``"index"``, stands for the elementwise product of its layers' outputs.
+            ``"index"``, stands for the elementwise product of its layers' outputs;
+            ``host.RMSNorm()`` normalises what the next layer takes.
         in_scale : float or None
             Scale of the input; None takes it from the first call.  See
             :class:`host.chain.Chain`.

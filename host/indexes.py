@@ -13,16 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hdl.token_units import MEANING_BITS
 from host import functions
 from host.errors import ArgumentError
 from host.formats.kmeans1d import cluster
 
-__all__ = ["VALUE_BITS", "Outputs", "product_table"]
+__all__ = ["Outputs", "product_table"]
 
-VALUE_BITS = 14
-"""Of what indexes mean: K = 16384 of them times int8 stay far below an accumulator's 39 bits."""
 INDEX_BITS = 4
-_LARGEST = 2**VALUE_BITS - 1
+_LARGEST = 2**MEANING_BITS - 1
 _SIGMA = 127 / 4        # of int8 results
 
 
@@ -112,5 +111,5 @@ def product_table(low, high):
     unit : float
     """
     a, b = low.value_table[:2**INDEX_BITS], high.value_table[:2**INDEX_BITS]
-    products = a[None, :] * b[:, None] + 2 ** (VALUE_BITS - 1) >> VALUE_BITS
-    return products.reshape(-1), low.unit * high.unit * 2.0**VALUE_BITS
+    products = a[None, :] * b[:, None] + 2 ** (MEANING_BITS - 1) >> MEANING_BITS
+    return products.reshape(-1), low.unit * high.unit * 2.0**MEANING_BITS

@@ -167,7 +167,8 @@ def _beats(words, config):
 def _codebooks(q, config, tables):
     """What an image starts with: a list of (Buffer, uint8 [beats, beat_bytes]).
 
-    `tables` are those of a chain; what indexes mean takes the place of the activation codebook.
+    `tables` are those of a chain; where they say what indexes mean no codebook of activations is
+    needed.
     """
     if q.format == "bitserial":
         return []

@@ -5,6 +5,7 @@ The engine gathers signed sums plane by plane; here a quantised weight is one in
 """
 
 from fractions import Fraction
+from math import isqrt
 
 import numpy as np
 
@@ -69,18 +70,22 @@ def token_values(q, xq):
     xq = [int(x) for x in xq]
     outliers = _outliers(xq, q.outlier_count)
     total = sum(abs(x) for i, x in enumerate(xq) if i not in outliers)
-    # The finest of four shifts with which the quotient has at most 17 bits.
-    fitting = [(q.gain * one // (256 * total), one) for one in (2**15, 2**20, 2**25, 2**30)
-               if q.gain * one < 256 * total * 2**17]
-    factor, one = max(fitting) if fitting else (2**17 - 1, 2**15)
-    if factor == 0:
-        factor, one = 1, 2**30
+    factor, one = _normaliser(q.gain, total)
     half = np.array([2 * x * factor // one for x in xq])
     values = (_nearest(q.activation_centroids.astype(np.int64), half) if total
               else np.zeros(len(xq), np.int64))
     for i in outliers:
         values[i] = (half[i] + 1) // 2
     return values, Fraction(one, factor)
+
+
+def _normaliser(gain, total):
+    """``gain / 256 / total`` as a factor and its denominator."""
+    # The finest of four shifts with which the quotient has at most 17 bits.
+    fitting = [(gain * one // (256 * total), one) for one in (2**15, 2**20, 2**25, 2**30)
+               if gain * one < 256 * total * 2**17]
+    factor, one = max(fitting) if fitting else (2**17 - 1, 2**15)
+    return (factor, one) if factor else (1, 2**30)
 
 
 def _outliers(xq, k):
@@ -155,6 +160,9 @@ def chain(chain, x):
     """
     x = np.asarray(x, np.float32)
     encoded = chain.stages[0][0].q.format == "kmeans"
+    if chain.norms[0]:
+        square = (x.astype(np.float64)**2).mean(axis=1, keepdims=True)
+        x = (x / np.where(square > 0, square, 1)**0.5).astype(np.float32)
     tokens = [_static_token(layer.q, x, unit) if encoded else _levels(layer.q, x, unit, 127)
               for layer, unit in zip(chain.stages[0], chain.links[0].in_units)]
     for i, stage in enumerate(chain.stages):
@@ -167,6 +175,9 @@ def chain(chain, x):
                    for acc, r, layer in zip(sums, chain.links[i].requantizations, stage)]
         if encoded:
             results = _meanings(chain.links[i].outputs, results)
+        if chain.norms[i + 1]:
+            results = [np.array([_over_rms(token) for token in results[0]], np.int64).reshape(
+                results[0].shape)]
         following = chain.stages[i + 1]
         tokens = [results[0] if layer.q.permutation is None
                   else np.take(results[0], layer.q.permutation, axis=1) for layer in following]
@@ -176,6 +187,16 @@ def chain(chain, x):
     if layer.bias is not None:
         y = y + layer.bias
     return apply(layer.activation, y).astype(np.float32)
+
+
+def _over_rms(token):
+    """A token of integers over its root mean square, in 64ths."""
+    K = len(token)
+    root = isqrt(sum(int(v)**2 for v in token) << 12)
+    if root == 0:
+        return np.zeros(K, np.int64)
+    factor, one = _normaliser(round(2**20 * K**0.5), root)
+    return np.array([(2 * int(v) * factor // one + 1) // 2 for v in token], np.int64)
 
 
 def _levels(q, x, scale, largest):

@@ -91,7 +91,7 @@ def test_values_and_their_order(rows):
             expected = expected.reshape(rows, -1, TOKEN_BEAT)[:, first:].transpose(1, 0, 2)
             found, ends, due = [], [], False
             pace = ENCODE_CYCLES + int(rng.integers(0, 2))
-            for cycle in range(len(words) * pace + dut.LATENCY + 4):
+            for cycle in range(len(words) * pace + dut.latency + 4):
                 n, phase = divmod(cycle, pace)
                 ctx.set(dut.i.valid, 0)
                 if phase == 0 and n < len(words):

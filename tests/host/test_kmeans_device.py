@@ -165,6 +165,8 @@ def test_engine_without_epilogue():
                 Instruction.make("LOAD", buffer=3), Instruction.make("LOAD", buffer=4),
                 Instruction.make("LOAD", indexes=1), Instruction.make("LOAD", pairs=1),
                 Instruction.make("LOAD", length=2), Instruction.make("STORE", high=1),
+                Instruction.make("LOAD", norm=1), Instruction.make("TOPK", length=8, norm=1),
+                Instruction.make("TOPK", length=8, pairs=1),
                 Instruction.make("TOPK", length=8, static=1)):
             with pytest.raises(host.ProgramError, match="BAD_FIELD"):
                 opened.run([instruction])
