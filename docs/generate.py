@@ -186,10 +186,32 @@ def kmeans_error_table():
 
 def kmeans_token_table():
     """Markdown of the token scale against an oracle."""
-    return _table(["K", "largest element", "output error over the best scale's", "at most"],
+    return _table(["K", "largest element", "output error over the best scale's", "at most",
+                   "with the mean of all"],
                   [[r["K"], f"{r['huge_element']} times the mean" if r["huge_element"] else
-                    "as it comes", f"{r['error_over_best']:.4f}",
-                    f"{r['limit']}{_verdict(r)}"] for r in _bench("kmeans-token")])
+                    "as it comes", f"{r['error_over_best']:.4f}", f"{r['limit']}{_verdict(r)}",
+                    f"{r['mean_of_all']:.4f}"] for r in _bench("kmeans-token")])
+
+
+def kmeans_chain_table():
+    """Markdown of a gated block as a chain and apart."""
+    return _table(["block", "weights", "how", "output error", "cycles", "activations and results, "
+                   "bytes on the link"],
+                  [[r["block"], r["weights"], r["how"], f"{r['error']:.4f}", f"{r['cycles']:,}",
+                    f"{r['link_bytes']:,}"] for r in _bench("kmeans-chain")])
+
+
+def kmeans_arrays_table():
+    """Markdown of the ways to a product of indexes."""
+    def outliers(r):
+        return {True: "cost nothing", False: "another path", None: "are its purpose"}[
+            r["outliers_free"]]
+
+    return _table(["array", "outliers", "MACs per cycle", "COMB", "FF", "EBR", "DSP", "MHz",
+                   "COMB per MAC", "over plain MACs"],
+                  [[r["array"], outliers(r), r["macs"], f"{r['comb']:,}", f"{r['ff']:,}", r["ebr"],
+                    r["dsp"], _mhz(r), f"{r['comb_per_mac']:.1f}", f"{r['times_plain']:.2f}"]
+                   for r in _bench("kmeans-arrays")])
 
 
 def kmeans_topk_table():
@@ -258,6 +280,7 @@ TABLES = {"boards": boards_table, "core": core_table, "arrays": arrays_table,
           "psumbook-arrays": psumbook_arrays_table,
           "kmeans-core": partial(cores_table, "kmeans-core"),
           "kmeans-utilization": kmeans_utilization_table,
+          "kmeans-chain": kmeans_chain_table, "kmeans-arrays": kmeans_arrays_table,
           "kmeans-classifier": kmeans_classifier_table, "kmeans-topk": kmeans_topk_table,
           "kmeans-error": kmeans_error_table, "kmeans-token": kmeans_token_table,
           "sweep": sweep_table,

@@ -223,7 +223,7 @@ def describe(board, config):
     if engine.format == "bitserial":
         peak = {f"W{bits}": engine.peak_macs(bits) for bits in (1, 2, 4, 8)}
         per_weight = 2
-    elif engine.format == "kmeans":
+    elif engine.encodes:
         peak = {f"W{engine.b // engine.v}": engine.peak_macs()}
         per_weight = 1
     else:

@@ -20,7 +20,7 @@ def estimate(config):
     """
     e = config.engine
     centroids = e.format != "bitserial"
-    kmeans = e.format == "kmeans"
+    kmeans = e.encodes
     lut_lanes = BLOCK // e.v * (e.blocks - e.block_ram_blocks)
     block_v = e.v if centroids else 8
     block_lanes = BLOCK // block_v * e.block_ram_blocks

@@ -27,7 +27,7 @@ _IN_ROW = 44    # tables: some sites of each row stay free for what works on the
 def is_full(engine):
     """Whether the tables of an engine take so many block RAMs that their places are fixed."""
     tables = engine.blocks * BLOCK // engine.v
-    return (engine.format == "psumbook" and engine.block_ram_blocks == engine.blocks
+    return (engine.format != "bitserial" and engine.block_ram_blocks == engine.blocks
             and engine.cells <= 2 and engine.columns == 1
             and 2 * _IN_ROW < tables <= len(_TABLE_ROWS) * _IN_ROW)
 

@@ -100,7 +100,7 @@ def matmul_cycles(engine: EngineConfig, q, tokens, *, beat_cost=1.0):
     work = one_pass(engine, q.shape, group_size=q.config.group_size, planes=q.planes,
                     codebooks=q.codebooks, zeros=q.zeros is not None)
     build = build_cycles(engine)
-    if engine.format == "kmeans":
+    if engine.encodes:
         return _token_cycles(engine, q, tokens, work, build, beat_cost)
     groups = -(-tokens // engine.rows)
     load = engine.tile_beats * beat_cost

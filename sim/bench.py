@@ -232,6 +232,7 @@ _MEASURE = {"core": core_rows, "memory": memory_rows, "arrays": arrays_rows,
             "kmeans-core": kmeans_bench.core_rows, "kmeans-topk": kmeans_bench.topk_rows,
             "kmeans-utilization": kmeans_bench.utilization_rows,
             "kmeans-error": kmeans_bench.error_rows, "kmeans-token": kmeans_bench.token_rows,
+            "kmeans-chain": kmeans_bench.chain_rows,
             "kmeans-classifier": kmeans_bench.classifier_rows,
             "quantizer-error": quantizer_bench.error_rows,
             "quantizer-outputs": quantizer_bench.calibration_rows}

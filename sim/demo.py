@@ -319,6 +319,19 @@ def classify(devices, matrices, biases, x):
     return x, stats, equal, outputs
 
 
+def classify_chained(device, matrices, biases, inputs, x):
+    """As :func:`classify`, with nothing but indexes between the layers of one program."""
+    layers = []
+    for i, (q, bias, outputs) in enumerate(zip(matrices, biases, inputs[1:])):
+        hidden = i < len(matrices) - 1
+        layers.append(device.load(
+            q, bias=bias, activation="relu" if hidden else None, out="index" if hidden else "float",
+            out_scale=outputs.max() / 127 if hidden else None))
+    chain = device.chain(layers)
+    y = chain(x)
+    return y, [dict(chain.stats)], agreeing(y, golden.chain(chain, x)), y.size
+
+
 def run_classifier(plan):
     """Accuracy, agreement and cost of the classifier: a dict for JSON, and what boards need."""
     network = digits.load()
@@ -342,7 +355,9 @@ def run_classifier(plan):
         jobs.append(Job(
             plan.kmeans, sum(matmul_cycles(device.engine, q, len(x)) for q in indexed),
             lambda device: classify({"kmeans": device}, indexed, network.biases, x)))
-    *results, codebooks, indexes = run_jobs("classifying", jobs)
+    jobs.append(Job(plan.kmeans, jobs[-1].cycles, lambda device: classify_chained(
+        device, indexed, network.biases, network.run(network.train), x)))
+    *results, codebooks, indexes, chained = run_jobs("classifying", jobs)
     reference = network.run(x)[-1]
     right = lambda logits: int(np.count_nonzero(logits.argmax(axis=1) == labels))
     widths, layers = [], {}
@@ -370,7 +385,8 @@ def run_classifier(plan):
         "engine": engine.as_dict(), "clock_hz": clock, "float": {
             "right": right(reference), "accuracy": right(reference) / len(x)},
         "widths": widths, "codebooks": figures(mixed, codebooks),
-        "indexes": figures(indexed, indexes)}, layers, engine
+        "indexes": figures(indexed, indexes), "chained": figures(indexed, chained)
+    }, layers, engine
 
 
 def run_boards(layers, engine):
@@ -470,8 +486,9 @@ def _classifier_table(result):
     sizes = "-".join(str(n) for n in [result["layers"][0][1], *(N for N, _ in result["layers"])])
     share = lambda f: f"{f['accuracy']:.2%}"
     rows = [("float", share(result["float"]), "", "32", "", "", "", "")]
-    measured = [*result["widths"], result["codebooks"], result["indexes"]]
-    names = [*(f"W{w['bits']}" for w in result["widths"]), "W2, codebook", "W4A4, k-means"]
+    measured = [*result["widths"], result["codebooks"], result["indexes"], result["chained"]]
+    names = [*(f"W{w['bits']}" for w in result["widths"]), "W2, codebook", "W4A4, k-means",
+             "same, chained"]
     rows += [(name, share(w), f"{w['logit_error']:.4f}", f"{w['bits_per_weight']:.2f}",
               f"{w['cycles']:,}", f"{w['utilization']:.1%}", f"{w['gops']:.1f}",
               f"{1e3 * w['seconds']:.2f} ms") for name, w in zip(names, measured)]
@@ -482,7 +499,7 @@ def _classifier_table(result):
         f"{_agreement(measured)} The codebook is psumbook's (v 4, 8 bits) in the layer of "
         "1024 x 1024; the other layers, too small to carry one, are bit-serial. K-means has an "
         "engine of one row, and activations of 4 bits with 0.5 % outliers on each side; the "
-        "others have 8. "
+        "others have 8. Chained, its layers are one program with 16 indexes between them. "
         f"Cycles are simulated: {engine['lanes']} lanes, "
         f"{engine['rows']} row{'s' * (engine['rows'] > 1)}, ideal memory; GOPS and time follow at "
         f"{result['clock_hz'] / 1e6:g} MHz, transfers from and to the host excluded. Utilisation "
@@ -557,7 +574,8 @@ def _run(args):
     show(_large_table(large))
     seconds = time.monotonic() - start
     exact = all(f["golden"] == f["outputs"] for f in [
-        *classifier["widths"], classifier["codebooks"], classifier["indexes"], *large["runs"]])
+        *classifier["widths"], classifier["codebooks"], classifier["indexes"],
+        classifier["chained"], *large["runs"]])
     if args.json:
         print(json.dumps({"classifier": classifier, "boards": boards, "large": large,
                           "exact": exact, "seconds": round(seconds, 1)}))

@@ -19,9 +19,13 @@ def integer(name, value):
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
-        return operator.index(value)
+        found = operator.index(value)
     except TypeError:
         raise ArgumentTypeError(f"{name} must be an integer, got {value!r:.80}") from None
+    if found.bit_length() > 64:     # Python would not even print some
+        raise ArgumentError(f"{name} must be an integer of at most 64 bits, got one of "
+                            f"{found.bit_length()}")
+    return found
 
 
 def string(name, value):

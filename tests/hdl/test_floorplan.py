@@ -11,6 +11,7 @@ from hdl.errors import BuildError
 from hdl.floorplan import fix_block_rams, is_full, places
 
 ENGINE = boards.find("ulx3s").config("max", format="psumbook").engine
+KMEANS = boards.find("ulx3s").config("max", format="kmeans").engine
 
 
 def netlist(engine, path):
@@ -24,10 +25,11 @@ def netlist(engine, path):
     return names
 
 
-def test_every_block_ram_has_a_site_of_its_own(tmp_path):
+@pytest.mark.parametrize("engine", [ENGINE, KMEANS], ids=["psumbook", "kmeans"])
+def test_every_block_ram_has_a_site_of_its_own(engine, tmp_path):
     path = tmp_path / "top.json"
-    names = netlist(ENGINE, path)
-    fix_block_rams(path, ENGINE)
+    names = netlist(engine, path)
+    fix_block_rams(path, engine)
     cells = json.loads(path.read_text())["modules"]["top"]["cells"]
     sites = {name: cell["attributes"]["BEL"] for name, cell in cells.items() if cell["attributes"]}
     assert sorted(sites) == sorted(names)
@@ -52,9 +54,9 @@ def test_tables_of_neighbouring_lanes_are_neighbours():
 
 def test_only_engines_that_fill_the_chip_are_fixed():
     full = {(name, format, size) for name, board in boards.BOARDS.items()
-            for format in ("bitserial", "psumbook") for size in ("tiny", "default", "max")
+            for format in ("bitserial", "psumbook", "kmeans") for size in ("tiny", "default", "max")
             if board.family == "ecp5" and is_full(board.config(size, format=format).engine)}
-    assert full == {("ulx3s", "psumbook", "max")}
+    assert full == {("ulx3s", "psumbook", "max"), ("ulx3s", "kmeans", "max")}
 
 
 def test_a_netlist_without_the_block_rams_is_refused(tmp_path):

@@ -60,6 +60,11 @@ class TestQuick:
         # Codes, a 16-bit scale per 128 weights, 32 bits per row.
         assert 2 + 16 / 128 + 32 / 1024 <= w2["bits_per_weight"] < 2.25
 
+    def test_chained_indexes_are_exact_and_cost_little(self, quick):
+        found, apart = quick["classifier"]["chained"], quick["classifier"]["indexes"]
+        assert found["outputs"] == found["golden"] == 10 * quick["classifier"]["images"]
+        assert abs(found["right"] - apart["right"]) <= 2
+
     def test_indexes_are_exact_and_cost_little(self, quick):
         found = quick["classifier"]["indexes"]
         assert found["golden"] == found["outputs"] == 8 * (1024 + 1024 + 10)
