@@ -73,6 +73,8 @@ class Control(wiring.Component):
         A stage has work or results under way.
     progress : In(1)
         Something moved in this cycle, or the memory owes an answer.
+    unmatched : In(1)
+        A table was built that no LMMA has used: HALT is an error.
     memory_fault : In(1)
         A stage addressed a beat outside the memory (strobe).
     running, done, failed : Out(1)
@@ -93,7 +95,7 @@ class Control(wiring.Component):
             "i_beat": In(stream.Signature(INSTRUCTION_BITS)),
             **{name: Out(stream.Signature(fields_of(op, config)))
                for op, name in self.streams.items()},
-            "stages_busy": In(1), "progress": In(1), "memory_fault": In(1),
+            "stages_busy": In(1), "progress": In(1), "unmatched": In(1), "memory_fault": In(1),
             "running": Out(1), "done": Out(1), "failed": Out(1), "error": Out(Error),
             "starts": Out(1), "issued": Out(1),
         })
@@ -171,6 +173,10 @@ class Control(wiring.Component):
             m.d.sync += unknown.eq(word[what + 2] & word[what:what + 2].any() if config.tables
                                    else word[what:what + 2].all())
             wrong[Opcode.LOAD].append(unknown)
+        if config.tables:
+            fields, twice = FIELDS[Opcode.TOPK], Signal()
+            m.d.sync += twice.eq(word[fields["static"].offset] & word[fields["norm"].offset])
+            wrong[Opcode.TOPK].append(twice)
         is_op = {}
         for opcode in self.opcodes:
             is_op[opcode] = Signal(name=f"is_{opcode.name.lower()}")
@@ -251,7 +257,8 @@ class Control(wiring.Component):
                 with m.If(go[opcode]):
                     m.d.sync += getattr(self, name).valid.eq(1)
             with m.If(go[Opcode.HALT]):
-                m.d.sync += self.done.eq(1)
+                m.d.sync += [self.done.eq(~self.unmatched), self.failed.eq(self.unmatched),
+                             self.error.eq(Mux(self.unmatched, Error.DEADLOCK, Error.NONE))]
         with m.If(taken):
             m.d.sync += full.eq(0)
         m.d.comb += self.issued.eq(taken)

@@ -241,7 +241,7 @@ class Core(wiring.Component):
         m.d.sync += [
             owing.eq(gathered | in_flight | ~self.memory_idle | self.o_request.valid),
             control.stages_busy.eq(prepare.active | requests.busy | store.busy | owing),
-            control.progress.eq(prepare.busy | owing),
+            control.progress.eq(prepare.busy | owing), control.unmatched.eq(prepare.unused),
         ]
 
         if config.counters:

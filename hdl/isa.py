@@ -7,7 +7,8 @@ each: *prepare* (TOPK, LOAD, BUILD), *gather* (LMMA) and *store* (STORE).
 Four tokens couple them.  BUILD waits for a free table bank (two at the start) and hands over a
 ready one per K tile; LMMA waits for a ready bank before each K tile and frees it after.  STORE
 announces that it can take a tile of results; an LMMA whose last K tile finishes the accumulators
-waits for that, and its results complete the STORE.
+waits for that, and its results complete the STORE.  A program that ends with a bank that no LMMA
+has used stops with an error, as one in which no stage can move.
 """
 
 from dataclasses import dataclass
@@ -113,7 +114,8 @@ FIELDS = {
     },
     Opcode.TOPK: {
         "static": Field(4, 1, "a unit of the codebook is four steps of int16 in every token"),
-        "norm": Field(5, 1, "a token of indexes: find the root mean square of what they mean"),
+        "norm": Field(5, 1, "a token of indexes: find the root mean square of what they mean; not "
+                            "with static"),
         "pairs": Field(6, 1, "with norm: as of LOAD"),
         "k": Field(16, 14, "outliers of a token on each side"),
         "length": Field(32, 14, "elements of a token", 1),

@@ -69,6 +69,8 @@ class Prepare(wiring.Component):
         The encoder's, see :class:`hdl.encoder.Encoder`.
     active : Out(1)
         An instruction is being executed.
+    unused : Out(1)
+        A bank was built and nobody has finished with it.
     busy, wait_table, wait_memory : Out(1)
         What the stage does in this cycle.
     """
@@ -84,7 +86,8 @@ class Prepare(wiring.Component):
             "table_free": In(1), "table_ready": Out(1),
             "places": Out(places(config)), "slot": Out(slot_bits(config)),
             "walk": Out(walk(config)), "fills": Out(Buffer),
-            "active": Out(1), "busy": Out(1), "wait_table": Out(1), "wait_memory": Out(1),
+            "active": Out(1), "unused": Out(1),
+            "busy": Out(1), "wait_table": Out(1), "wait_memory": Out(1),
         }
         if self.encodes:
             tokens = range(config.token_values)
@@ -153,7 +156,9 @@ class Prepare(wiring.Component):
         slot = Signal.like(self.slot)
         count_up(m, slot, load=load_start, value=load.local,
                  step=took & (place[-1] | ~to_buffers), family=family)
-        with m.If(took & to_buffers):
+        with m.If(load_start):
+            m.d.sync += place.eq(1)
+        with m.Elif(took & to_buffers):
             m.d.sync += place.eq(place.rotate_left(1))
         # A cycle later: buffers are far apart.
         m.d.sync += [self.places.eq(Mux(took & to_buffers, place, 0)), self.slot.eq(slot)]
@@ -202,6 +207,7 @@ class Prepare(wiring.Component):
 
         m.d.comb += [
             self.active.eq(loading | building | shows | walk_stage.active),
+            self.unused.eq(free_banks != 2),
             self.busy.eq(running | took | shows),
             self.wait_table.eq(building & ~running & ~start),
             self.wait_memory.eq(loading & ~took),

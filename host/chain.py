@@ -29,6 +29,8 @@ from host.results import collect, figures, real, result_beats
 
 __all__ = ["Chain", "Link", "RMSNorm"]
 
+_NOTHING = 1e-30    # a mean magnitude that fixes no scale: float32 has no quarters of its units
+
 
 @dataclass(frozen=True)
 class RMSNorm:
@@ -84,8 +86,8 @@ class Chain(Bound):
     in_scale : float or None
         Scale of the first layer's input, static as all of a chain: of int8, or of format kmeans
         the mean magnitude of a token's elements without its outliers.  None takes it from the
-        first call that is not all zeros, with `x` as the layer's matrix stores its columns, and
-        keeps it: ``max|x| / 127``, or the mean over tokens.
+        first call that is not all zeros, with `x` as the layer's matrix stores its columns (of a
+        pair the first one's), and keeps it: ``max|x| / 127``, or the mean over tokens.
 
     Attributes
     ----------
@@ -104,12 +106,16 @@ class Chain(Bound):
                                     f"{type(layers).__name__}")
         if not layers:
             raise ArgumentError("a chain must have at least one layer, not none")
-        if isinstance(layers[-1], RMSNorm):
-            raise ArgumentError("RMSNorm must stand before a layer, not at the end of a chain")
+        for before, layer in pairwise([*layers, None]):
+            if isinstance(before, RMSNorm) and (layer is None or isinstance(layer, RMSNorm)):
+                raise ArgumentError("RMSNorm() must stand before a layer, not "
+                                    + ("at the end of a chain" if layer is None else "twice"))
         self.norms = [isinstance(before, RMSNorm) for before, layer in pairwise([None, *layers])
                       if not isinstance(layer, RMSNorm)]
         self.stages = [layer if isinstance(layer, tuple) else (layer,) for layer in layers
                        if not isinstance(layer, RMSNorm)]
+        # Places in the list, which is what messages count.
+        self._at = [i for i, layer in enumerate(layers) if not isinstance(layer, RMSNorm)]
         self._check(device)
         self.device = device
         self.in_scale = positive("in_scale", in_scale)
@@ -120,39 +126,47 @@ class Chain(Bound):
         self._of = None, None       # images and input scale that it is placed for
 
     def _check(self, device):
-        final = len(self.stages) - 1
-        for i, stage in enumerate(self.stages):
+        final, count = len(self.stages) - 1, max(self._at) + 1
+        for i, (at, stage) in enumerate(zip(self._at, self.stages)):
             for layer in stage:
                 if not isinstance(layer, Layer):
-                    raise ArgumentTypeError(f"layer {i} of the chain must be a Layer, as "
-                                            f"device.load returns it, not {type(layer).__name__}")
+                    raise ArgumentTypeError(
+                        f"layer {at} of the chain must be a Layer, as device.load returns it, a "
+                        f"tuple of two, or RMSNorm(), not {layer!r:.80}")
                 if layer.device is not device:
-                    raise ArgumentError(f"layer {i} of the chain belongs to another device")
+                    raise ArgumentError(f"layer {at} of the chain belongs to another device")
+            if len(stage) not in (1, 2) or (len(stage) == 2 and i == final):
+                raise ArgumentError(
+                    f"layer {at} of {count} must be a layer or, before the last, a pair of "
+                    f"them, whose outputs are multiplied; not {len(stage)} layers")
             kmeans = stage[0].q.format == "kmeans"
             if len(stage) > 1 and not kmeans:
                 raise ArgumentError("elementwise products of layers need the index epilogue of "
                                     "format kmeans; other chains take layers only")
-            if len(stage) not in (1, 2) or (len(stage) == 2 and i == final):
-                raise ArgumentError(
-                    f"layer {i} of {final + 1} must be a layer or, before the last, a pair of "
-                    f"them, whose outputs are multiplied; not {len(stage)} layers")
             wanted = ["float"] if i == final else ["index"] if len(stage) > 1 else \
                 ["int8", "index"] if kmeans else ["int8"]
             for layer in stage:
                 if layer.out not in wanted:
-                    raise ArgumentError(f"layer {i} of {final + 1} must have "
+                    raise ArgumentError(f"layer {at} of {count} must have "
                                         f"out={' or '.join(map(repr, wanted))}, not {layer.out!r}")
             if len({layer.q.shape for layer in stage}) > 1:
                 raise ArgumentError("layers whose outputs are multiplied must have the same shape, "
                                     f"not {' and '.join(str(layer.q.shape) for layer in stage)}")
-        formats = {layer.q.format for stage in self.stages for layer in stage}
+        formats = {layer.q.format for layer in self.layers}
         if len(formats) > 1:
             raise ArgumentError("the layers of a chain must have one format, not "
                                 + " and ".join(sorted(formats)))
+        for name in ("v", "b"):     # of codes; other needs can be met together
+            needed = {layer.q.needs(layer.q.token_bits).get(name) for layer in self.layers}
+            if len(needed) > 1:
+                raise ArgumentError(
+                    f"the layers of a chain must run on one engine; these need {name}="
+                    f"{' and '.join(map(str, sorted(needed)))}: quantise them with equal bits")
         for i, (a, b) in enumerate(pairwise(self.stages)):
             if a[0].q.shape[0] != b[0].q.shape[1]:
-                raise ArgumentError(f"layer {i} gives {a[0].q.shape[0]} outputs, layer {i + 1} "
-                                    f"takes {b[0].q.shape[1]} inputs; they must be equal")
+                raise ArgumentError(
+                    f"layer {self._at[i]} gives {a[0].q.shape[0]} outputs, layer "
+                    f"{self._at[i + 1]} takes {b[0].q.shape[1]} inputs; they must be equal")
         self._encoded = formats == {"kmeans"}
         if any(self.norms) and not self._encoded:
             raise ArgumentError("RMSNorm needs the tables of format kmeans; other chains take "
@@ -180,7 +194,11 @@ class Chain(Bound):
         meaning: np.ndarray | None = None       # of the stage's input, where that is indexes
         links, images = [], []
         for i, (stage, following) in enumerate(zip_longest(self.stages, self.stages[1:])):
-            link = self._link(stage, units, following, following and self.norms[i + 1])
+            try:
+                link = self._link(stage, units, following, following and self.norms[i + 1])
+            except CapacityError as error:
+                raise CapacityError(f"layer {self._at[i]} of the chain, whose input has units of "
+                                    f"{units[0]:g}: {error}") from None
             images.append([self._pack(layer.q, engine, following, link, n, meaning, self.norms[i])
                            for n, layer in enumerate(stage)])
             links.append(link)
@@ -215,7 +233,7 @@ class Chain(Bound):
             for n, (layer, unit) in enumerate(zip(stage, units)))
         if not self._encoded:
             return Link(units, factors, (), None, stage[0].out_scale)
-        centroids = 2**following[0].q.config.activation_bits
+        centroids = 2**max(layer.q.config.activation_bits for layer in following)
         outputs = [Outputs.of(layer.out_scale, layer.activation,
                               centroids=centroids if layer.out == "index" else None)
                    for layer in stage]
@@ -307,8 +325,9 @@ class Chain(Bound):
             largest = 127
             if self._encoded:
                 scale, largest = scale * layer.q.activation_step / STATIC_STEPS, 32767
+            scale = max(np.float32(scale), np.finfo(np.float32).tiny)
             with np.errstate(over="ignore"):
-                tokens.append(np.clip(np.rint(stored / np.float32(scale)), -largest, largest)
+                tokens.append(np.clip(np.rint(stored / scale), -largest, largest)
                               .astype(np.int16))
         return tokens, found
 
@@ -342,13 +361,15 @@ class Chain(Bound):
         results = sum(result_beats(steps, engine) for _, steps in final.tiles)
         total = dict.fromkeys(COUNTERS, 0)
         acc = np.zeros((len(flat), last.q.shape[0]), np.int64)
-        per_group = sum(sizes) + results + 16 * len(self.layers)
-        spare = engine.rows * (len(sizes) + 2)
-        room = device.memory.room(per_group + spare) - spare
+        # Beside the program, of which more groups share parts.
+        program = len(self._program([0] * (len(sizes) + 1), 1, sizes, results))
+        per_group = sum(sizes) + results + program
+        spare = engine.rows * (len(sizes) + 2) + 16
+        room = max(0, device.memory.room(per_group + spare) - spare)
         batch = min(groups, room // per_group)
         if groups and not batch:
-            raise CapacityError(f"one group of {engine.rows} tokens needs {sum(sizes) + results} "
-                                f"beats for the chain's activations; {max(room, 0)} are free")
+            raise CapacityError(f"one group of {engine.rows} tokens needs {per_group} beats for "
+                                f"the chain's activations and program; {room} are free")
         meter.expect(groups * (sizes[0] + results) * engine.beat_bytes)
         for start in range(0, groups, max(1, batch)):
             count = min(batch, groups - start)
@@ -406,12 +427,12 @@ def normalised(x):
 
 
 def _mean_magnitude(stored, q):
-    """Of the elements of tokens that are no outliers, else of all; None if there are but zeros."""
+    """Of the elements of tokens that are no outliers, else of all; None if there is nothing."""
     xq, _ = activations.quantize_tokens(stored, q.token_bits)
     for counted in (~q.outliers(xq), np.ones(xq.shape, bool)):
         means = np.abs(stored.astype(np.float64)).sum(axis=1, where=counted) \
             / np.maximum(1, counted.sum(axis=1))
-        if means.any():
+        if means.max(initial=0) > _NOTHING:
             return float(np.float32(means[means > 0].mean()))
     return None
 

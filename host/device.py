@@ -42,7 +42,8 @@ _REASONS = {
     Error.BAD_OPCODE: "an instruction has an unknown opcode",
     Error.BAD_FIELD: "an instruction has a field that this engine does not have or allow",
     Error.BAD_ADDRESS: "the program addressed memory that the device does not have",
-    Error.DEADLOCK: "no stage of the program can move: its tokens do not match",
+    Error.DEADLOCK: "no stage of the program can move, or it ends with tables that no LMMA has "
+                    "used: its tokens do not match",
 }
 
 
@@ -534,12 +535,12 @@ class Layer(Bound):
         groups = -(-M // engine.rows)
         per_group = group_in + group_out + 8 * len(image.tiles) * passes * 4
         # Weights that may be wanted again go for one group, not for a larger batch.
-        room = device.memory.room(per_group + 64) - 64
+        room = max(0, device.memory.room(per_group + 64) - 64)
         batch = min(groups, room // per_group)
         if groups and not batch:
             raise CapacityError(
                 f"one group of {engine.rows} tokens needs {per_group} beats of "
-                f"{engine.beat_bytes} bytes for activations and results; {max(room, 0)} are free")
+                f"{engine.beat_bytes} bytes for activations and results; {room} are free")
         meter.expect(groups * (group_in + group_out) * engine.beat_bytes)
         total = dict.fromkeys(COUNTERS, 0)
         for first in range(0, groups, max(batch, 1)):

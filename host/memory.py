@@ -46,6 +46,7 @@ class Allocator:
 
     def take(self, count):
         """Address of `count` free beats, now taken, or None."""
+        count = max(1, count)       # a part of nothing would share its address with another
         self.room(count)
         for first, end in self._gaps():
             if end - first >= count:

@@ -147,8 +147,8 @@ class SimTransport(Transport):
                                              for name in ("v", "b") if name in needs):
             wanted = engine.replace(**needs)
         else:       # other chunks are another array
-            kept = {name: getattr(engine, name) for name in self.fixed}
-            wanted = EngineConfig(**{**default_engine(q.format, **needs), **kept})
+            kept = {name: getattr(engine, name) for name in self.fixed - {"format"}}
+            wanted = EngineConfig(**default_engine(q.format, **{**needs, **kept}))
         group = q.config.group_size
         if group is not None and group < wanted.group_width and q.shape[1] > group \
                 and "scale_points" not in self.fixed:

@@ -205,7 +205,9 @@ def _levels(q, x, scale, largest):
         x = np.take(x, q.permutation, axis=1)
     if q.input_scale is not None:
         x = x * q.input_scale
-    levels = np.round(np.divide(x, np.float32(scale), dtype=np.float32))
+    scale = np.maximum(np.float32(scale), np.float32(2.0**-126))
+    with np.errstate(over="ignore"):
+        levels = np.round(np.divide(x, scale, dtype=np.float32))
     return np.maximum(np.minimum(levels, largest), -largest).astype(np.int64)
 
 

@@ -22,7 +22,7 @@ from hdl.topk.nodes import Nodes
 __all__ = ["Orizuru"]
 
 _NEAR = 8       # nodes so near to the root that a match waits for those below it
-_PHASES = 3 + 2 * ROUNDS + 1
+_PHASES = 3 + 1 + 2 * ROUNDS + 1
 
 
 class Orizuru(wiring.Component):
@@ -33,7 +33,7 @@ class Orizuru(wiring.Component):
     tree.  An element of both is given out once.
 
     Takes a beat per cycle, then as many cycles again and up to fifty to finish the trees, then
-    ``17 + levels`` per element.  No back-pressure on either side.
+    ``18 + levels`` per element.  No back-pressure on either side.
 
     Parameters
     ----------
@@ -138,7 +138,8 @@ class Orizuru(wiring.Component):
         phase = Signal(BlockRAM.LATENCY + _PHASES)
         m.d.sync += phase.eq(Cat(begin, phase))
         fetched, names, takes, *rounds, leaves_beat = phase[BlockRAM.LATENCY:]
-        pairs_up, plays = rounds[::2], rounds[1::2]
+        # A rival is looked up before its round, while the one before is played.
+        looks_up, pairs_up, plays = rounds[:-1:2], rounds[1::2], rounds[2::2]
         m.d.comb += [leaf_ram.read_address.eq(place), word_ram.read_address.eq(place)]
 
         # The leaf below the root, and who else could have won each round in its beat.
@@ -165,15 +166,16 @@ class Orizuru(wiring.Component):
         player, rival, first, second = (
             Signal(contestant(width, 0), name=name, reset_less=True)
             for name in ("player", "rival", "first", "second"))
-        m.d.comb += [
-            where.eq(leaf), value.eq(Array(elements)[where]),
-            rival.alive.eq(mine.alive.bit_select(where, 1)),
-            rival.key.eq(value ^ low.replicate(width))]
+        m.d.comb += [where.eq(leaf), value.eq(Array(elements)[where])]
+        m.d.sync += [rival.alive.eq(mine.alive.bit_select(where, 1)),
+                     rival.key.eq(value ^ low.replicate(width))]
         with m.If(takes):
             m.d.sync += player.alive.eq(0)
-        for r, (now, index) in enumerate(zip(pairs_up, rivals)):
+        for now, index in zip(looks_up, rivals):
             with m.If(now):
                 m.d.comb += where.eq(index)
+        for r, now in enumerate(pairs_up):
+            with m.If(now):
                 m.d.sync += [first.eq(Mux(leaf[r], rival, player)),
                              second.eq(Mux(leaf[r], player, rival))]
         second_won = wins(m, second, first, family)

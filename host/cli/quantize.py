@@ -22,6 +22,8 @@ examples:
   python -m host.quantize layer.npy --format kmeans --calibration inputs.npy --out layer.safetensors
   python -m host.quantize Llama-2-7b-AQLM-2Bit-2x8 --tensor model.layers.0.mlp.up_proj \\
       --out up_proj.psumbook.safetensors
+  python -m host.quantize sq-llama-7b-w4-s0 --tensor model.layers.0.mlp.up_proj \
+      --calibration inputs.npy --out up_proj.kmeans.safetensors
 
 exit status: 0 done, 1 failed, 2 bad usage
 """
@@ -34,7 +36,7 @@ def _parser():
     parser.add_argument("input", type=Path, metavar="FILE",
                         help="the matrix: .npy, .safetensors (float32, float16, bfloat16), or the "
                              "directory of an AQLM, CodeGEMM or SqueezeLLM checkpoint, which is "
-                             "converted")
+                             "converted (SqueezeLLM: quantised again, with --calibration too)")
     parser.add_argument("--tensor", metavar="NAME",
                         help="which tensor of a .safetensors file, or layer of a checkpoint "
                              "(default: the only one)")
@@ -53,7 +55,8 @@ def main(argv=None):
 
     def work(args):
         config = matrix.configuration(parser, args, args.input)
-        if args.input.is_dir() and (options := matrix.given(args)):
+        options = [name for name in matrix.given(args) if name != "calibration"]
+        if args.input.is_dir() and options:
             parser.error(f"--{options[0].replace('_', '-')} is for float matrices; {args.input} is "
                          "a checkpoint, quantised already")
         summary = _run(args, config)
@@ -90,7 +93,9 @@ def _run(args, config):
 def _convert(args):
     """Write a layer of a checkpoint; returns the summary as a dict."""
     start = time.monotonic()
-    q = from_checkpoint(args.input, args.tensor)
+    calibration = matrix.read_array(args.calibration) if hasattr(args, "calibration") else None
+    with commandline.progress_bar("converting") as progress:
+        q = from_checkpoint(args.input, args.tensor, calibration=calibration, progress=progress)
     if args.out is not None:
         q.save(args.out)
     return {"input": str(args.input), "tensor": args.tensor, **matrix.describe(q),

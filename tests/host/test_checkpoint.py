@@ -139,6 +139,15 @@ def test_command_lines(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["shape"] == [16, 64]
     assert quantize.main([str(checkpoint), "--bits", "4"]) == 2
     assert "quantised already" in capsys.readouterr().err
+    inputs = tmp_path / "x.npy"
+    np.save(inputs, np.random.default_rng(0).standard_normal((8, 64)))
+    again = [str(write(tmp_path / "s", *squeezellm()[:2])), "--calibration", str(inputs), "--json"]
+    assert quantize.main(again) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["format"] == "kmeans" and summary["digest"] == host.from_checkpoint(
+        tmp_path / "s", calibration=np.load(inputs)).digest
+    assert quantize.main([str(checkpoint), "--calibration", str(inputs)]) == 1
+    assert "calibration is for SqueezeLLM" in capsys.readouterr().err
 
 
 class TestRefused:

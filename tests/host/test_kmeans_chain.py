@@ -151,6 +151,10 @@ def test_norms_are_refused_where_there_are_none(device):
     layer = opened.load(q, out="int8", out_scale=1.0)
     with pytest.raises(host.ArgumentError, match="not at the end"):
         opened.chain([layer, host.RMSNorm()])
+    with pytest.raises(host.ArgumentError, match="not twice"):
+        opened.chain([layer, host.RMSNorm(), host.RMSNorm(), opened.load(q)])
+    with pytest.raises(host.ArgumentTypeError, match=r"a tuple of two, or RMSNorm\(\), not <class"):
+        opened.chain([layer, host.RMSNorm, opened.load(q)])
     scaled = type(q)(q.config, q.shape, q.codes, q.centroids, q.row_scale, q.activation_centroids,
                      q.activation_step, input_scale=np.ones(16, np.float32))
     chain = opened.chain([layer, host.RMSNorm(), opened.load(scaled)])
@@ -233,6 +237,15 @@ def test_refuses_what_it_cannot_chain(device):
     last = opened.load(q)
     with pytest.raises(host.ArgumentError, match="must have out='index', not 'int8'"):
         opened.chain([(one["index"], one["int8"]), last])
+    with pytest.raises(host.ArgumentError, match=r"layer 0 of 2 .* not 0 layers"):
+        opened.chain([(), last])
+    with pytest.raises(host.ArgumentTypeError, match=r"a tuple of two, or .* not \[<host"):
+        opened.chain([[one["index"], one["index"]], last])
+    wider = random_matrix(rng, 16, 16, 3 if bits == 4 else 4)
+    with pytest.raises(host.ArgumentError, match=r"must run on one engine; these need [vb]="):
+        opened.chain([one["int8"], opened.load(wider, out="int8", out_scale=1.0), last])
+    with pytest.raises(host.CapacityError, match="layer 0 of the chain, whose input has units of"):
+        opened.chain([one["int8"], last], in_scale=1e10)(np.ones((1, 16), np.float32))
     with pytest.raises(host.ArgumentError, match=r"pair of them, whose outputs .* not 3 layers"):
         opened.chain([(one["index"],) * 3, last])
     with pytest.raises(host.ArgumentError, match="before the last"):
@@ -248,3 +261,44 @@ def test_refuses_what_it_cannot_chain(device):
             np.ones((1, 16), np.float32))
     with pytest.raises(host.ArgumentError, match=r"'relu', 'silu', 'gelu', 'exp'"):
         opened.load(q, activation="tanh")
+
+
+def test_tiny_inputs_are_zeros(device):
+    opened, bits = device
+    rng = np.random.default_rng(SEED)
+    q, last = random_matrix(rng, 16, 16, bits), random_matrix(rng, 8, 16, bits)
+    layer = opened.load(q, rng.standard_normal(16), out="index", out_scale=0.02)
+    chain = opened.chain([layer, opened.load(last)])
+    x = np.zeros((2, 16), np.float32)
+    x[0, 3] = 1e-43
+    y = chain(x)
+    assert np.array_equal(y[0], y[1]) and np.array_equal(y, sim.golden.chain(chain, x))
+
+
+def test_memory_that_holds_a_few_tokens(device):
+    """Many tokens, many N tiles, little memory: in several programs, or refused; nothing lost."""
+    opened, bits = device
+    rng = np.random.default_rng(SEED)
+    K = 40
+    wide, last = random_matrix(rng, 300, K, bits), random_matrix(rng, 8, 300, bits)
+    x = rng.standard_normal((9, K)).astype(np.float32)
+    alone = opened.load(random_matrix(rng, 20, K, bits))
+    y_alone = alone(x)
+    layer = opened.load(wide, out="int8", out_scale=spread(x @ wide.dequantize().T))
+    chain = opened.chain([layer, opened.load(last)])
+    y = chain(x)
+    calls = 0
+    for left in (1200, 500, 250, 120, 40, 4, 1):
+        if opened.memory.largest() <= left:
+            continue
+        taken = opened.memory.take(opened.memory.largest() - left)
+        try:
+            assert np.array_equal(chain(x), y), left
+            calls += 1
+        except host.CapacityError as error:
+            assert "needs" in str(error) and left <= 500
+        finally:
+            opened.memory.give(taken)
+        assert np.array_equal(alone(x), y_alone), left
+    assert calls
+    assert np.array_equal(chain(x), y)

@@ -142,6 +142,22 @@ def test_outliers_are_as_exact_as_they_are(device):
     assert np.array_equal(opened.load(q)(x), sim.golden.matmul(q, x))
 
 
+def test_cycles_do_not_depend_on_where_outliers_lie(device):
+    """All in one K tile, the worst case of compensation beside the main path, or spread."""
+    opened, bits = device
+    rng = np.random.default_rng(SEED)
+    K = opened.engine.token_values
+    q = random_matrix(rng, 60, K, bits, outliers=0.04)
+    layer, cycles = opened.load(q), set()
+    for places in (np.arange(K), rng.permutation(K)):
+        x = rng.integers(-100, 101, (1, K))
+        x[0, places[:q.outlier_count]] = 30000
+        x[0, places[q.outlier_count:2 * q.outlier_count]] = -30000
+        assert np.array_equal(layer.integers(x), sim.golden.integers(q, x))
+        cycles.add(layer.stats["cycles"])
+    assert len(cycles) == 1
+
+
 def test_tokens_longer_than_the_buffers_are_refused(device):
     opened, bits = device
     K = opened.engine.token_values + 1
@@ -180,7 +196,8 @@ def test_programs_that_make_no_sense_end(device):
     engine = opened.engine
     tile = engine.tile_beats
     with opened.memory.hold(64) as base:
-        opened.run([make("LOAD", count=tile, address=base), make("BUILD")])
+        with pytest.raises(host.ProgramError, match="tables that no LMMA has used"):
+            opened.run([make("LOAD", count=tile, address=base), make("BUILD")])
         most = engine.token_values // 2
         for length in (1, 9, engine.token_values // 8):
             opened.run([make("TOPK", length=length, k=most - 1, address=base)])
@@ -217,6 +234,29 @@ def test_memory_without_sidebands():
         assert np.array_equal(opened.load(q).integers(x), sim.golden.integers(q, x))
         with pytest.raises(host.ArgumentError, match="no such address"):
             opened.transport.read(base_of(Space.SIDEBAND), 4)
+
+
+def test_programs_that_leave_something_behind(device):
+    """A table that no LMMA uses is an error, half of a slot is forgotten."""
+    opened, bits = device
+    rng = np.random.default_rng(SEED)
+    q, x = random_matrix(rng, 16, 100, bits), tokens(rng, 3, 100)
+    layer = opened.load(q)
+    with pytest.raises(host.ProgramError, match="tables that no LMMA has used"):
+        opened.run([Instruction.make("BUILD")])
+    assert np.array_equal(layer.integers(x), sim.golden.integers(q, x))
+    opened.run([Instruction.make("LOAD", count=1)])
+    assert np.array_equal(layer.integers(x), sim.golden.integers(q, x))
+
+
+def test_adapting_keeps_what_was_asked_for():
+    rng = np.random.default_rng(SEED)
+    url = f"sim:?format=kmeans&lanes=16&builders=4&activation_bytes=1024{SMALL}"
+    with host.open(url) as opened:
+        for bits in (4, 3):
+            q, x = random_matrix(rng, 8, 32, bits), tokens(rng, 1, 32)
+            assert np.array_equal(opened.load(q).integers(x), sim.golden.integers(q, x))
+            assert opened.engine.lanes == 16 and opened.engine.b == 2 * bits
 
 
 def test_other_bits_are_another_engine():

@@ -393,6 +393,10 @@ class TestFrontEnd:
         with pytest.raises(ArgumentTypeError, match=message):
             quantize(np.ones((2, 3)), **arguments)
 
+    def test_numbers_that_cannot_be_printed(self):
+        with pytest.raises(ArgumentError, match="at most 64 bits, got one of 16610"):
+            quantize(np.ones((2, 3)), seed=10**5000)
+
     def test_refused_values(self):
         with pytest.raises(ArgumentError, match=r"format must be one of bitserial.*, got 'int4'"):
             quantize(np.ones((2, 3)), "int4")

@@ -417,12 +417,12 @@ async def deadlock_with_full_tables(bench, rng):
 
 @core_test
 async def halt_waits_for_tables(bench, rng):
-    """The tables of two K tiles take about twice as long as those of one."""
+    """The tables of two K tiles take about twice as long as those of one; nobody uses them."""
     cycles = []
     for tiles in (1, 2):
         await bench.begin(Layout(bench.memory).program([make("BUILD", tiles=tiles)]))
         start = bench.memory.cycle
-        assert await bench.finish() == Error.NONE
+        assert await bench.finish() == Error.DEADLOCK
         cycles.append(bench.memory.cycle - start)
         await bench.reset()
     assert cycles[1] > 1.5 * cycles[0], cycles
