@@ -18,7 +18,8 @@ _DTYPES = (np.float16, np.float32, np.float64, bfloat16)
 _LARGEST = 2.0**126     # a factor of 4 below float32's limit: room for rounding
 
 
-def quantize(W, format="bitserial", *, calibration=None, seed=0, progress=None, **fields):
+def quantize(W, format="bitserial", *, calibration=None, sensitivity=None, seed=0, progress=None,
+             **fields):
     """Quantise a weight matrix.
 
     Parameters
@@ -31,6 +32,10 @@ def quantize(W, format="bitserial", *, calibration=None, seed=0, progress=None, 
         Inputs of the layer, columns in the order of `W`.  With it the quantiser minimises the
         error of the outputs instead of that of the weights, and `output_scale` is set so that
         the outputs on this data, before any bias, fill int8.
+    sensitivity : array of a floating dtype, [N, K] or [K], optional
+        Of format kmeans: how much the loss grows with the square of the error of a weight, or of
+        every weight of a column: squared gradients, or the diagonal of a Hessian.  Not negative.
+        None takes the mean squares of the calibration data.
     seed : int
         Of what the format's quantiser draws; the bit-serial ones draw nothing.
     progress : callable, optional
@@ -56,8 +61,13 @@ def quantize(W, format="bitserial", *, calibration=None, seed=0, progress=None, 
         raise ArgumentError(f"seed must not be negative, got {seed}")
     progress = check_progress(progress)
     matrix = next(f.matrix for f in FORMATS.values() if f.config is type(config))
+    weighting = {}
+    if sensitivity is not None:
+        if matrix.format != "kmeans":
+            raise ArgumentTypeError(f"sensitivity is for format kmeans, not {matrix.format}")
+        weighting["sensitivity"] = _sensitivity(sensitivity, W.shape)
     return matrix.quantize(W, config, calibration=calibration, seed=seed,
-                           output_scale=output_scale, progress=progress)
+                           output_scale=output_scale, progress=progress, **weighting)
 
 
 def from_codes(format, **arrays):
@@ -106,6 +116,18 @@ def _format(name):
     if name not in FORMATS:
         raise ArgumentError(f"format must be one of {', '.join(FORMATS)}, got {name!r}")
     return FORMATS[name]
+
+
+def _sensitivity(array, shape):
+    """Checked, and as a matrix that may be one row for all: float64 [N or 1, K]."""
+    array = as_array("sensitivity", array)
+    array = _floats("sensitivity", array[None] if array.ndim == 1 else array, "[N, K] or [K]")
+    if array.shape not in (shape, (1, shape[1])):
+        raise ArgumentError(f"sensitivity must have shape {shape} or ({shape[1]},), as W, got "
+                            f"{array.shape}")
+    if array.min() < 0:
+        raise ArgumentError(f"sensitivity must not be negative, got {array.min()}")
+    return array.astype(np.float64)
 
 
 def _floats(name, array, meaning):

@@ -13,11 +13,12 @@ from host.errors import ArgumentError, FileError, LutraError
 from host.formats import FORMATS
 from host.quantizer import configure
 
-__all__ = ["add_options", "check_out", "configuration", "describe", "given", "read_array", "rows"]
+__all__ = ["add_options", "arrays", "check_out", "configuration", "describe", "given",
+           "read_array", "rows"]
 
 _FIELDS = ("bits", "group_size", "scheme", "method", "v", "codebooks", "code_bits",
            "activation_bits", "outliers")
-_OPTIONS = ("format", *_FIELDS, "calibration")
+_OPTIONS = ("format", *_FIELDS, "calibration", "sensitivity")
 _DTYPES = ("F16", "BF16", "F32", "F64")     # of safetensors; NumPy does not know all there are
 
 _group_size = commandline.kind("group size (a number or 'row')",
@@ -49,6 +50,15 @@ def add_options(parser):
           help="kmeans: part of a token kept as outliers on each side (default: 0.005)")
     field("--calibration", type=Path, metavar="FILE.npy",
           help="inputs of the layer, [tokens, in_features]")
+    field("--sensitivity", type=Path, metavar="FILE.npy",
+          help="kmeans: what the square of an error of each weight counts, e.g. squared gradients, "
+               "[out_features, in_features] or [in_features]")
+
+
+def arrays(args):
+    """Arrays that the options name, as :func:`host.quantize` takes them."""
+    return {name: read_array(getattr(args, name)) for name in ("calibration", "sensitivity")
+            if hasattr(args, name)}
 
 
 def given(args):
@@ -77,6 +87,8 @@ def configuration(parser, args, path):
         config = configure(getattr(args, "format", "bitserial"), **fields)
     except LutraError as error:
         parser.error(str(error))
+    if hasattr(args, "sensitivity") and getattr(args, "format", "bitserial") != "kmeans":
+        parser.error("--sensitivity needs --format kmeans")
     if fields.get("method") == "gptq" and not hasattr(args, "calibration"):
         parser.error("--method gptq needs --calibration")
     if args.seed < 0:

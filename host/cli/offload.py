@@ -102,9 +102,9 @@ def _run(args, config, parser):
         W = None
     else:
         W = matrix.read_array(args.matrix, args.tensor)
-        calibration = matrix.read_array(args.calibration) if hasattr(args, "calibration") else None
+        arrays = matrix.arrays(args)
         with progress_bar("quantising") as progress:
-            q = quantize(W, config, calibration=calibration, seed=args.seed, progress=progress)
+            q = quantize(W, config, seed=args.seed, progress=progress, **arrays)
     N, K = q.shape
     if args.input is None:
         x = np.random.default_rng(args.seed).standard_normal((args.random, K), np.float32)

@@ -71,10 +71,11 @@ def _run(args, config):
     if args.input.is_dir():
         return _convert(args)
     W = matrix.read_array(args.input, args.tensor)
-    calibration = matrix.read_array(args.calibration) if hasattr(args, "calibration") else None
+    arrays = matrix.arrays(args)
+    calibration = arrays.get("calibration")
     start = time.monotonic()
     with commandline.progress_bar("quantising") as progress:
-        q = quantize(W, config, calibration=calibration, seed=args.seed, progress=progress)
+        q = quantize(W, config, seed=args.seed, progress=progress, **arrays)
     seconds = time.monotonic() - start
     if args.out is not None:
         q.save(args.out)
@@ -93,9 +94,8 @@ def _run(args, config):
 def _convert(args):
     """Write a layer of a checkpoint; returns the summary as a dict."""
     start = time.monotonic()
-    calibration = matrix.read_array(args.calibration) if hasattr(args, "calibration") else None
     with commandline.progress_bar("converting") as progress:
-        q = from_checkpoint(args.input, args.tensor, calibration=calibration, progress=progress)
+        q = from_checkpoint(args.input, args.tensor, progress=progress, **matrix.arrays(args))
     if args.out is not None:
         q.save(args.out)
     return {"input": str(args.input), "tensor": args.tensor, **matrix.describe(q),

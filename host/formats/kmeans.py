@@ -117,10 +117,10 @@ class KMeansMatrix(QuantizedMatrix):
             for rows in row_blocks(N)))
 
     @classmethod
-    def quantize(cls, W, config, *, calibration, seed, output_scale, progress):
+    def quantize(cls, W, config, *, calibration, seed, output_scale, progress, sensitivity=None):
         from host.formats.kmeans_training import train
 
-        return cls(config, W.shape, *train(W, config, calibration, progress),
+        return cls(config, W.shape, *train(W, config, calibration, progress, sensitivity),
                    output_scale=output_scale)
 
     @classmethod

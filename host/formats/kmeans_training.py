@@ -19,7 +19,7 @@ _QUANTILES = 4096   # of a Gaussian, where there is no calibration
 _DAMPING = 0.01     # of the mean: columns that calibration never touched count for something
 
 
-def train(W, config, calibration, progress):
+def train(W, config, calibration, progress, sensitivity=None):
     """Quantise a matrix.
 
     Parameters
@@ -29,6 +29,8 @@ def train(W, config, calibration, progress):
     calibration : ndarray of a floating dtype, [tokens, K], or None
     progress : callable
         ``progress(done, total)``.
+    sensitivity : ndarray of float64, [N or 1, K], or None
+        What the square of an error of each weight counts; None: as `calibration` says.
 
     Returns
     -------
@@ -39,7 +41,13 @@ def train(W, config, calibration, progress):
     activation_step : float
     """
     N, K = W.shape
-    importance = np.ones(K) if calibration is None else _mean_squares(calibration)
+    if sensitivity is None:
+        importance = (np.ones(K) if calibration is None else _mean_squares(calibration))[None]
+    else:       # what counts for nothing counts for little
+        largest = sensitivity.max() or 1.0
+        importance = sensitivity / largest
+        importance = importance + (_DAMPING * importance.mean() or 1.0)
+    of = (lambda rows: importance) if len(importance) == 1 else (lambda rows: importance[rows])
     # Powers of two keep float32 from overflow, and rows comparable.
     exponents = np.frexp(np.abs(W).max(axis=1).astype(np.float64))[1]
     w = np.empty((N, K), np.float32)
@@ -47,7 +55,9 @@ def train(W, config, calibration, progress):
         w[rows] = np.ldexp(W[rows].astype(np.float64), -exponents[rows, None])
     total = 2 * ROUNDS + 1
     progress(0, total)
-    scales = np.sqrt((w.astype(np.float64)**2 @ importance) / importance.sum())
+    scales = np.sqrt(np.concatenate([
+        (w[rows].astype(np.float64)**2 * of(rows)).sum(axis=1) / of(rows).sum(axis=1)
+        for rows in row_blocks(N)]))
     # Rows count by their own size, as they do in the outputs' error.
     sizes = np.ldexp(1.0, exponents - exponents.max())
     centroids, unit = np.zeros(0, np.int8), 1.0
@@ -68,8 +78,8 @@ def train(W, config, calibration, progress):
             part = w[rows].astype(np.float64)
             codes[rows] = np.searchsorted(edges, part * inverse[rows, None], side="right")
             chosen = values[codes[rows]]
-            square = (chosen**2) @ importance
-            best = (part * chosen) @ importance / np.where(square > 0, square, 1)
+            square = (chosen**2 * of(rows)).sum(axis=1)
+            best = (part * chosen * of(rows)).sum(axis=1) / np.where(square > 0, square, 1)
             scales[rows] = np.where(scales[rows] > 0, np.maximum(best, 0), 0)
         progress(2 * number + 2, total)
     with np.errstate(over="ignore"):

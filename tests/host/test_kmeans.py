@@ -204,6 +204,46 @@ class TestQuantizer:
         error = np.linalg.norm(calibration @ (q.dequantize() - W).T.astype(float))
         assert error <= 0.1 * np.linalg.norm(calibration @ W.T.astype(float))
 
+    @pytest.mark.parametrize("per_weight", [False, True])
+    def test_sensitivity_decides_what_counts(self, per_weight):
+        rng = np.random.default_rng(0)
+        W = rng.standard_normal((60, 40)).astype(np.float32)
+        S = np.full((60, 40) if per_weight else 40, 1e-3)
+        chosen = rng.random(S.shape) < 0.1
+        S[chosen] = 1e3
+        mine, plain = (host.quantize(W, format="kmeans", bits=2, sensitivity=s).dequantize() - W
+                       for s in (S, None))
+        weight = np.broadcast_to(S, W.shape)
+        assert (weight * mine**2).sum() < 0.7 * (weight * plain**2).sum()
+        assert (mine**2).sum() > (plain**2).sum()
+
+    def test_sensitivity_of_columns_is_that_of_calibration(self):
+        rng = np.random.default_rng(1)
+        W, X = rng.standard_normal((20, 30)), rng.standard_normal((50, 30))
+        a = host.quantize(W, format="kmeans", sensitivity=(X**2).sum(axis=0))
+        b = host.quantize(W, format="kmeans", calibration=X)
+        assert np.array_equal(a.codes, b.codes) and np.array_equal(a.centroids, b.centroids)
+
+    @pytest.mark.parametrize("sensitivity", [np.zeros(40), np.full((6, 40), 1e-300)])
+    def test_sensitivity_of_nothing(self, sensitivity):
+        W = np.random.default_rng(0).standard_normal((6, 40))
+        error = host.quantize(W, format="kmeans", sensitivity=sensitivity).dequantize() - W
+        assert np.linalg.norm(error) < 0.2 * np.linalg.norm(W)
+
+    @pytest.mark.parametrize("sensitivity, error, message", [
+        (np.ones(39), host.ArgumentError, r"shape \(6, 40\) or \(40,\), as W, got \(1, 39\)"),
+        (np.ones((6, 4, 10)), host.ArgumentError, r"\[N, K\] or \[K\]"),
+        (-np.ones(40), host.ArgumentError, "must not be negative, got -1.0"),
+        (np.full(40, np.nan), host.ArgumentError, "must be finite"),
+        (np.ones(40, int), host.ArgumentTypeError, "must be float16")])
+    def test_bad_sensitivity(self, sensitivity, error, message):
+        with pytest.raises(error, match=message):
+            host.quantize(np.ones((6, 40)), format="kmeans", sensitivity=sensitivity)
+
+    def test_sensitivity_is_for_kmeans(self):
+        with pytest.raises(host.ArgumentTypeError, match="for format kmeans, not bitserial"):
+            host.quantize(np.ones((6, 40)), sensitivity=np.ones(40))
+
     def test_calibration_decides_what_counts(self):
         rng = np.random.default_rng(0)
         W = rng.standard_t(3, (64, 128)).astype(np.float32)

@@ -58,6 +58,15 @@ class TestDone:
                                           / np.linalg.norm(x @ files.T), rel=1e-4),
             "digest": q.digest, "out": "q.safetensors"}
 
+    def test_sensitivity(self, files):
+        S = np.random.default_rng(1).random((12, 70))
+        np.save("s.npy", S)
+        assert run("w.npy", "--format", "kmeans", "--sensitivity", "s.npy",
+                   "--out", "q.safetensors") == 0
+        assert load("q.safetensors").digest == quantize(
+            files, format="kmeans", sensitivity=S).digest
+        assert run("w.npy", "--sensitivity", "s.npy") == 2
+
     def test_defaults(self, files, capsys):
         assert run("w.npy", "--json") == 0
         summary = json.loads(capsys.readouterr().out)
