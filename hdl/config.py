@@ -258,7 +258,7 @@ class EngineConfig:
         return not self.encodes
 
     @property
-    def tables(self):
+    def takes_indexes(self):
         """bool: whether indexes of the layer before can be loaded, and stored for the next."""
         return self.encodes and self.epilogue
 
@@ -328,7 +328,7 @@ class EngineConfig:
     @property
     def column_bits(self):
         """Width of a column's sum over all planes, and of a bias beside it."""
-        if self.tables:
+        if self.takes_indexes:
             return self.accumulator_bits
         return bits_for(self.scaled_max * (2**self.planes_max - 1))
 

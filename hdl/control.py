@@ -31,7 +31,7 @@ def _width(config, opcode, name, field):
         slots = (config.activation_depth - 1).bit_length()
         if opcode is Opcode.LOAD:
             # Of the activation codebook, or of a table.
-            entries = 8 if config.tables else 5 * config.encodes
+            entries = 8 if config.takes_indexes else 5 * config.encodes
             return max(slots, config.codebook_word_bits, entries)
         return slots
     if name == "tiles":
@@ -117,14 +117,14 @@ class Control(wiring.Component):
             refused += ["codebooks"]
         if not config.centroid_bits:
             refused += ["buffer"]
-        if not config.tables:
+        if not config.takes_indexes:
             refused += ["indexes", "pairs", "norm", "static"]
             refused += ["high"] * (opcode is Opcode.STORE)
             refused += ["length"] * (opcode is Opcode.LOAD)
         used -= {fields[name].offset + i for name in refused if name in fields
                  for i in range(fields[name].width)}
         if opcode is Opcode.LOAD:
-            most = Buffer.BYTE_TABLE if config.tables else \
+            most = Buffer.BYTE_TABLE if config.takes_indexes else \
                 Buffer.ACTIVATION_CODEBOOK if config.encodes else Buffer.CENTROIDS
             used -= {fields["buffer"].offset + i
                      for i in range(most.bit_length(), fields["buffer"].width)}
@@ -170,10 +170,10 @@ class Control(wiring.Component):
         if config.encodes:
             what = FIELDS[Opcode.LOAD]["buffer"].offset
             unknown = Signal()
-            m.d.sync += unknown.eq(word[what + 2] & word[what:what + 2].any() if config.tables
-                                   else word[what:what + 2].all())
+            low, high = word[what:what + 2], word[what + 2]
+            m.d.sync += unknown.eq(high & low.any() if config.takes_indexes else low.all())
             wrong[Opcode.LOAD].append(unknown)
-        if config.tables:
+        if config.takes_indexes:
             fields, twice = FIELDS[Opcode.TOPK], Signal()
             m.d.sync += twice.eq(word[fields["static"].offset] & word[fields["norm"].offset])
             wrong[Opcode.TOPK].append(twice)

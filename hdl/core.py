@@ -172,7 +172,7 @@ class Core(wiring.Component):
             m.submodules.encoder = encoder = Encoder(config)
             connect(m, control.o_topk, prepare.i_topk)
             self._encode(m, prepare, encoder, loaded, what, codes)
-            if config.tables:
+            if config.takes_indexes:
                 table = self._filled(m, prepare, loaded, Buffer.BYTE_TABLE)
                 m.d.comb += [store.table.valid.eq(table),
                              store.table.payload.word.eq(prepare.slot),
@@ -291,7 +291,7 @@ class Core(wiring.Component):
             encoder.codebook.payload.word.eq(prepare.slot)]
         entry = delay(m, codes[:codebook_data()], 1, name="entry")
         m.d.comb += encoder.codebook.payload.data.eq(entry)
-        if self.config.tables:
+        if self.config.takes_indexes:
             m.d.comb += [
                 encoder.table.valid.eq(self._filled(m, prepare, loaded, Buffer.VALUE_TABLE)),
                 encoder.table.payload.word.eq(prepare.slot),

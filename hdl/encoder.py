@@ -97,7 +97,7 @@ class Encoder(wiring.Component):
     def __init__(self, config):
         self.config = config
         self.beats = config.token_values // TOKEN_BEAT
-        self.latency = Cluster.LATENCY + ENCODE_CYCLES + BlockRAM.LATENCY * config.tables
+        self.latency = Cluster.LATENCY + ENCODE_CYCLES + BlockRAM.LATENCY * config.takes_indexes
         token = data.StructLayout({"elements": token_beat(), "last": 1})
         values = data.ArrayLayout(signed(config.value_bits), TOKEN_BEAT)
         super().__init__({
@@ -125,7 +125,7 @@ class Encoder(wiring.Component):
                                         config.rows))
         finding, address = self._find(m, gain, units, flags)
         counted = Signal()
-        if config.tables:
+        if config.takes_indexes:
             m.d.comb += counted.eq(self.i_shown.valid & self.norm)
         beat, row = self._place(m, counted)
         m.d.comb += flags.read_address.eq(Mux(finding, address, Cat(beat, row)))
@@ -137,7 +137,7 @@ class Encoder(wiring.Component):
         config, family = self.config, self.config.family
         shown = self.i_shown
         searches = Signal()     # for outliers; RMSNorm has none
-        m.d.comb += searches.eq(~self.norm if config.tables else 1)
+        m.d.comb += searches.eq(~self.norm if config.takes_indexes else 1)
         m.submodules.token_scale = unit = TokenScale(family=family)
         m.submodules.topk = topk = Orizuru(config.token_values, family=family)
         m.d.comb += [
@@ -146,13 +146,12 @@ class Encoder(wiring.Component):
             unit.outlier.valid.eq(topk.o.valid), unit.outlier.payload.eq(topk.o.payload.value),
             topk.start.eq(self.show & searches), topk.k.eq(self.k),
             topk.length.eq(self.length + 1), topk.i.valid.eq(shown.valid & searches),
-            topk.i.payload.eq(shown.payload.elements)]
-        divide = delay(m, topk.done, _SUMMED, name="divide", resettable=True)
-        if config.tables:
+            topk.i.payload.eq(shown.payload.elements),
+            unit.divide.eq(delay(m, topk.done, _SUMMED, name="divide", resettable=True))]
+        if config.takes_indexes:
             m.submodules.root_sum = root = RootSum(_LANES, family=family)
             m.d.comb += [root.start.eq(self.show), unit.root.eq(root.o),
                          unit.divide_root.eq(root.done)]
-        m.d.comb += unit.divide.eq(divide)
         beats = self.length[_WITHIN:]       # less one
         for level in range(len(beats)):
             with m.If(beats[level]):
@@ -160,7 +159,7 @@ class Encoder(wiring.Component):
         for r in range(config.rows):
             with m.If(unit.done & (self.row == r)):
                 m.d.sync += [units[r].scale.eq(unit.o), units[r].zero.eq(unit.zero)]
-                if config.tables:
+                if config.takes_indexes:
                     with m.If(self.static):
                         m.d.sync += units[r].scale.eq(Const(STATIC, factor()))
 
@@ -236,7 +235,7 @@ class Encoder(wiring.Component):
         left = Signal(range(ENCODE_CYCLES + 1))
         takes = self.i.valid | counted
         nonzero = ~unit_next.zero
-        if config.tables:
+        if config.takes_indexes:
             nonzero = nonzero | self.indexes & ~self.norm
             with m.If(takes):
                 m.d.sync += [elements.eq(Mux(counted, self.i_shown.payload.elements,
@@ -261,7 +260,7 @@ class Encoder(wiring.Component):
 
         # What is encoded: elements, or what they mean where they are indexes.
         chosen, wait = [elements[n] for n in range(_LANES)], 0
-        if config.tables:
+        if config.takes_indexes:
             chosen, wait = self._look_up(m, chosen), BlockRAM.LATENCY
             root = m.submodules.root_sum
             going, final = (delay(m, strobe & counts, wait, name=name, resettable=True)

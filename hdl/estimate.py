@@ -55,7 +55,7 @@ def estimate(config):
         beats = e.token_values // TOKEN_BEAT
         brams += (blocks(16 * TOKEN_BEAT, beats) + blocks(30, beats)
                   + 4 * blocks(16 + beats.bit_length(), beats) + blocks(TOKEN_BEAT, beats * e.rows))
-        brams += 3 * e.tables
+        brams += 3 * e.takes_indexes
     return {
         "comb": (1900 + 2900 * kmeans + 800 * e.epilogue + queue + e.columns * tables
                  + e.cells * (sums + 100) + e.rows * e.builders * builder),

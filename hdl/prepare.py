@@ -142,7 +142,7 @@ class Prepare(wiring.Component):
             m.d.sync += loading.eq(0)
         with m.If(load_start):
             m.d.sync += [loading.eq(1), self.fills.eq(load.buffer)]
-            if config.tables:
+            if config.takes_indexes:
                 m.d.sync += [self.indexes.eq(load.indexes), self.pairs.eq(load.pairs),
                              self.norm.eq(load.norm)]
                 with m.If(load.indexes):

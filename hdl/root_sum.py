@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from hdl.beat import Flow
 from hdl.parts import Multiplier, add, delay
-from hdl.token_units import MEANING_BITS, ROOT_BITS, ROOT_FRACTION, ROOT_SUM_BITS
+from hdl.token_units import MEANING_BITS, ROOT_BITS, ROOT_SUM_BITS
 
 __all__ = ["RootSum"]
 
@@ -17,7 +17,8 @@ __all__ = ["RootSum"]
 class RootSum(wiring.Component):
     """``floor(sqrt(sum(x**2)) * 2**6)``, values of 14 bits and a sign.
 
-    All lanes each cycle, a multiplier for each; no back-pressure.
+    All lanes each cycle, a multiplier for each; `done` comes 33 cycles after `last`.  No
+    back-pressure.
 
     Parameters
     ----------
@@ -54,7 +55,6 @@ class RootSum(wiring.Component):
             m.d.comb += [square.a.eq(value), square.b.eq(value)]
             squares.append(square.o)
         valid = delay(m, self.i.valid, Multiplier.LATENCY, name="valid", resettable=True)
-        # Squares of a beat follow each other at once, so that they are added one after another.
         pair = Signal(ROOT_SUM_BITS, reset_less=True)
         m.d.sync += pair.eq(sum(squares))
         total = Signal(ROOT_SUM_BITS, reset_less=True)
@@ -80,6 +80,3 @@ class RootSum(wiring.Component):
         with m.If(starts):
             m.d.sync += [radicand.eq(total), rest.eq(0), self.o.eq(0), left.eq(ROOT_BITS)]
         return m
-
-
-assert ROOT_BITS == ROOT_SUM_BITS // 2 + ROOT_FRACTION

@@ -69,7 +69,7 @@ class Store(wiring.Component):
                                                config.columns)),
             "shifts": In(data.ArrayLayout(PARAMETER_FIELDS["shift"][1], config.columns)),
             **({"table": In(Flow(data.StructLayout({"word": 8, "byte": 8})))}
-               if config.tables else {}),
+               if config.takes_indexes else {}),
             "int8": Out(1),
             "sink_ready": Out(1),
             "o_write": Out(Flow(write_request(config))),
@@ -128,7 +128,7 @@ class Store(wiring.Component):
                 write.data.eq(Mux(int8, word.replicate(width), raw)),
             ]
             word_next = word_valid & row_last
-            int8_end = word_next & (1 if config.tables else place[limit - 1])
+            int8_end = word_next & (1 if config.takes_indexes else place[limit - 1])
         else:
             m.d.comb += [self.o_write.valid.eq(raw_valid), write.data.eq(raw)]
             word_next, int8_end = 0, 0
@@ -144,7 +144,7 @@ class Store(wiring.Component):
                                width=config.address_bits, family=config.family)
         with m.If(start | beat_end):
             m.d.sync += beat.eq(following)
-        if config.tables:       # bytes go to the same word of every beat
+        if config.takes_indexes:       # bytes go to the same word of every beat
             with m.If(start):
                 m.d.sync += place.eq(Mux(self.i.p.target & self.i.p.high, 2, 1))
             with m.Elif(raw_end):
@@ -160,7 +160,7 @@ class Store(wiring.Component):
         # The last column step has left when it would have come through the epilogue.
         over = delay(m, going & group_last & final,
                      _choice_latency(config) + Epilogue.LATENCY + 1
-                     + BlockRAM.LATENCY * config.tables, name="over", resettable=True)
+                     + BlockRAM.LATENCY * config.takes_indexes, name="over", resettable=True)
         with m.If(over):
             m.d.sync += active.eq(0)
         return m
@@ -192,7 +192,7 @@ class Store(wiring.Component):
             epilogue.i.payload.shift.eq(delay(m, parameters[1][column], wait,
                                               name="chosen_shift"))]
         byte, valid = epilogue.o.payload, epilogue.o.valid
-        if config.tables:
+        if config.takes_indexes:
             m.submodules.table = table = BlockRAM(8, 256, family=config.family)
             m.d.comb += [table.write_enable.eq(self.table.valid),
                          table.write_address.eq(self.table.payload.word),

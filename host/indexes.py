@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hdl.token_units import MEANING_BITS
+from hdl.token_units import INDEX_BITS, MEANING_BITS
 from host import functions
 from host.errors import ArgumentError
 from host.formats.kmeans1d import cluster
 
 __all__ = ["Outputs", "product_table"]
 
-INDEX_BITS = 4
 _LARGEST = 2**MEANING_BITS - 1
 _SIGMA = 127 / 4        # of int8 results
 

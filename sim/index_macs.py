@@ -42,6 +42,16 @@ _VALUE_BITS = VALUE_MAX.bit_length() + 1
 _ACCUMULATOR_BITS = 40
 
 
+def _centroid(m, array, index, place):
+    """The centroid of an index, a cycle later, out of a LUT RAM that `array` has a port to fill."""
+    m.submodules[f"codebook_{place}"] = memory = Memory(shape=signed(CENTROID_BITS),
+                                                        depth=_CENTROIDS, init=[])
+    write, read = memory.write_port(), memory.read_port(domain="comb")
+    m.d.comb += [write.addr.eq(array.centroid_address), write.data.eq(array.centroid),
+                 write.en.eq(array.centroid_write), read.addr.eq(index)]
+    return delay(m, read.data, 1, name=f"centroid_{place}")
+
+
 class ProductArray(BareArray):
     """A static table of products in block RAM for each lane, and a tree.
 
@@ -123,17 +133,12 @@ class CentroidMacArray(BareArray):
         activations = self.activations(m, self.positions, signed(_VALUE_BITS))
         m.submodules.tree = tree = Tree([VALUE_MAX * CENTROID_MAX] * self.positions, self.family)
         for i, activation in enumerate(activations):
-            m.submodules[f"codebook_{i}"] = memory = Memory(shape=signed(CENTROID_BITS),
-                                                            depth=_CENTROIDS, init=[])
-            write, read = memory.write_port(), memory.read_port(domain="comb")
+            weight = _centroid(m, self, self.codes.word_select(i, INDEX_BITS), i)
             m.submodules[f"multiplier_{i}"] = multiplier = Multiplier(
                 _VALUE_BITS, CENTROID_BITS, self.family)
             m.d.comb += [
-                write.addr.eq(self.centroid_address), write.data.eq(self.centroid),
-                write.en.eq(self.centroid_write),
-                read.addr.eq(self.codes.word_select(i, INDEX_BITS)),
                 multiplier.a.eq(delay(m, activation, 1, name=f"activation_{i}")),
-                multiplier.b.eq(delay(m, read.data, 1, name=f"centroid_{i}")),
+                multiplier.b.eq(weight),
                 tree.entries[i].eq(delay(m, multiplier.o, 1, name=f"product_{i}"))]
         self.accumulate(m, tree.total, 0, self.valid, self.latency - 1)
         return m
@@ -351,16 +356,12 @@ class Compensation(wiring.Component):
                 m.d.sync += group.eq(Array(codes[8 * i:8 * i + 8])[position[:3]])
             index = Signal(INDEX_BITS, name=f"index_{j}", reset_less=True)
             m.d.sync += index.eq(near[delay(m, position[3:], 1, name=f"far_{j}")])
-            m.submodules[f"codebook_{j}"] = memory = Memory(shape=signed(CENTROID_BITS),
-                                                            depth=_CENTROIDS, init=[])
-            write, read = memory.write_port(), memory.read_port(domain="comb")
+            weight = _centroid(m, self, index, j)
             m.submodules[f"multiplier_{j}"] = multiplier = Multiplier(
                 _VALUE_BITS, CENTROID_BITS, self.family)
             m.d.comb += [
-                write.addr.eq(self.centroid_address), write.data.eq(self.centroid),
-                write.en.eq(self.centroid_write), read.addr.eq(index),
                 multiplier.a.eq(delay(m, used[j].error, 3, name=f"error_{j}")),
-                multiplier.b.eq(delay(m, read.data, 1, name=f"centroid_{j}")),
+                multiplier.b.eq(weight),
                 tree.entries[j].eq(delay(m, multiplier.o, 1, name=f"product_{j}"))]
         m.d.comb += self.o.eq(tree.total)
         return m

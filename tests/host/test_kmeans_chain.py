@@ -8,18 +8,13 @@ import pytest
 import host
 import sim.golden
 from host.formats.kmeans import KMeans, KMeansMatrix
-from tests.host.test_kmeans_device import DEVICES, codebook
+from tests.host.test_kmeans_device import DEVICES, codebook, open_device
 
 SEED = int(os.environ.get("LUTRA_SEED", "1"))
 FUNCTIONS = (None, "relu", "silu", "gelu", "exp")
 
 
-@pytest.fixture(scope="module", params=DEVICES)
-def device(request):
-    url, bits = DEVICES[request.param]
-    with host.open(url) as opened:
-        yield opened, bits
-        assert opened.generation == 0
+device = pytest.fixture(scope="module", params=DEVICES)(open_device)
 
 
 def random_matrix(rng, N, K, bits):

@@ -68,12 +68,15 @@ def tokens(rng, M, K):
     return x
 
 
-@pytest.fixture(scope="module", params=DEVICES)
-def device(request):
+def open_device(request):
+    """A device of :data:`DEVICES` and the bits of its weights."""
     url, bits = DEVICES[request.param]
     with host.open(url) as opened:
         yield opened, bits
         assert opened.generation == 0
+
+
+device = pytest.fixture(scope="module", params=DEVICES)(open_device)
 
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + 20))
