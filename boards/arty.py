@@ -4,7 +4,7 @@ from functools import partial
 
 from amaranth_boards.arty_a7 import ArtyA7_35Platform, ArtyA7_100Platform
 
-from boards.board import Board, Size, kmeans_engine, psumbook_engine
+from boards.board import Board, Size, kmeans_engine, psumbook_engine, sq_engine
 from boards.clock import XILINX7, add_xilinx7_clock
 from hdl.config import EngineConfig
 
@@ -22,6 +22,11 @@ _TINY_PSUMBOOK = Size(
 _kmeans = partial(kmeans_engine, family="xilinx7")
 _TINY_KMEANS = Size(
     engine=_kmeans(v=2, lanes=16, builders=4, epilogue=False, n_tile=64, activation_bytes=2048),
+    memory_bytes=16 * 1024)
+_sq = partial(sq_engine, family="xilinx7")
+_TINY_SQ = Size(
+    engine=_sq(lanes=32, high_lanes=1, builders=2, epilogue=False, n_tile=64,
+               activation_bytes=1024),
     memory_bytes=16 * 1024)
 
 
@@ -52,6 +57,10 @@ ARTY_A7_35 = _board(
                                        activation_bytes=4096), memory_bytes=32 * 1024),
         "max": Size(engine=_kmeans(v=4, lanes=32, builders=8, n_tile=2048,
                                    activation_bytes=4096), memory_bytes=32 * 1024),
+    }, "sq": {
+        "tiny": _TINY_SQ,
+        "default": Size(engine=_sq(lanes=64), memory_bytes=32 * 1024),
+        "max": Size(engine=_sq(lanes=64, rows=2), memory_bytes=32 * 1024),
     }})
 
 ARTY_A7_100 = _board(
@@ -72,4 +81,8 @@ ARTY_A7_100 = _board(
         "tiny": _TINY_KMEANS,
         "default": Size(engine=_kmeans(v=2, lanes=64, builders=8), memory_bytes=64 * 1024),
         "max": Size(engine=_kmeans(v=2, lanes=128, builders=16), memory_bytes=64 * 1024),
+    }, "sq": {
+        "tiny": _TINY_SQ,
+        "default": Size(engine=_sq(lanes=64, rows=2), memory_bytes=64 * 1024),
+        "max": Size(engine=_sq(lanes=128, rows=4, n_tile=512), memory_bytes=64 * 1024),
     }})

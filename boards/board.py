@@ -11,7 +11,7 @@ from boards.clock import Limits, solve
 from hdl.config import BLOCK, DeviceConfig, EngineConfig
 from hdl.top import Top
 
-__all__ = ["Board", "Design", "Size", "kmeans_engine", "psumbook_engine"]
+__all__ = ["Board", "Design", "Size", "kmeans_engine", "psumbook_engine", "sq_engine"]
 
 _CONSTRAINTS = Path(__file__).parents[1] / "constraints"
 
@@ -49,6 +49,14 @@ def kmeans_engine(*, v, lanes, b=8, **fields):
         **dict(format="kmeans", v=v, b=b, lanes=lanes, zero_points=False,
                scale_points=1, block_ram_blocks=v * lanes // BLOCK, n_tile=4096,
                activation_bytes=8192), **fields})
+
+
+def sq_engine(*, lanes, **fields):
+    """An engine for sparse high beside dense low weights: an eighth of them, or fewer, at full
+    rate beside four low bits."""
+    return EngineConfig(**{
+        **dict(format="sq", lanes=lanes, bank=64, high_lanes=2, turns=4, activation_bits=8),
+        **fields})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from functools import partial
 
 from amaranth_boards.ulx3s import ULX3S_85F_Platform
 
-from boards.board import Board, Size, kmeans_engine, psumbook_engine
+from boards.board import Board, Size, kmeans_engine, psumbook_engine, sq_engine
 from boards.clock import ECP5, add_ecp5_clock
 from hdl.config import EngineConfig
 
@@ -12,6 +12,7 @@ __all__ = ["ULX3S"]
 
 psumbook = partial(psumbook_engine, family="ecp5")
 kmeans = partial(kmeans_engine, family="ecp5")
+sq = partial(sq_engine, family="ecp5")
 
 ULX3S = Board(
     name="ulx3s", title="Radiona ULX3S (85F)", device="LFE5U-85F-6BG381C",
@@ -51,4 +52,13 @@ ULX3S = Board(
                         clock_hz=100_000_000),
         "max": Size(engine=kmeans(v=2, lanes=128, builders=16), memory_bytes=64 * 1024,
                     clock_hz=80_000_000),
+    }, "sq": {
+        "tiny": Size(
+            engine=sq(lanes=32, high_lanes=1, builders=2, epilogue=False, n_tile=64,
+                      activation_bytes=1024),
+            memory_bytes=16 * 1024),
+        "default": Size(engine=sq(lanes=64, rows=2), memory_bytes=64 * 1024,
+                        clock_hz=100_000_000),
+        "max": Size(engine=sq(lanes=128, rows=4, n_tile=512, activation_bytes=8192),
+                    memory_bytes=64 * 1024, clock_hz=80_000_000),
     }})

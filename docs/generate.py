@@ -235,7 +235,7 @@ def sweep_table():
                    "MACs per cycle", "COMB", "EBR", "DSP"],
                   [[r["m"], r["v"], r["b"], r["g"], f"{r['bits']:.3f}", f"{r['error']:.4f}",
                     f"{r['cycles']:,}", r["macs_per_cycle"], f"{r['comb']:,}", r["ebr"], r["dsp"]]
-                   for r in _bench("sweep") if r["pareto"]])
+                   for r in _bench("psumbook-sweep") if r["pareto"]])
 
 
 def error_table():
@@ -283,7 +283,7 @@ TABLES = {"boards": boards_table, "core": core_table, "arrays": arrays_table,
           "kmeans-chain": kmeans_chain_table, "kmeans-arrays": kmeans_arrays_table,
           "kmeans-classifier": kmeans_classifier_table, "kmeans-topk": kmeans_topk_table,
           "kmeans-error": kmeans_error_table, "kmeans-token": kmeans_token_table,
-          "sweep": sweep_table,
+          "psumbook-sweep": sweep_table,
           "quantizer-error": error_table, "quantizer-outputs": outputs_table,
           "simulator": simulator_table}
 

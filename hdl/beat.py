@@ -5,7 +5,7 @@ from enum import IntEnum
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hdl.layout import side_fields
+from hdl.layout import bank_fields, side_fields
 
 __all__ = [
     "ROOM_READS",
@@ -16,6 +16,7 @@ __all__ = [
     "Kind",
     "MemorySignature",
     "Tag",
+    "bank_sides",
     "read_request",
     "read_response",
     "write_request",
@@ -121,6 +122,17 @@ class MemorySignature(wiring.Signature):
                 "address": config.address_bits, "data": 32, "mask": config.side_words}))),
             "read_room": In(1), "write_room": In(1), "idle": In(1), "fault": In(1),
         })
+
+
+def bank_sides(config, side, column):
+    """(half of scale and exponent, high weights) of each bank of a column, as slices of the
+    sideband."""
+    banks, lanes = bank_fields(config)
+    found = []
+    for t in range(config.scale_points):
+        bank = side[banks[column, t]:banks[column, t] + config.bank_bits]
+        found.append((bank[:config.half_bits], bank[lanes[0][0]:]))
+    return found
 
 
 def side_slices(config, side, column):

@@ -32,13 +32,14 @@ examples:
   python -m hdl.build --board ulx3s                     the default engine, to a bitstream
   python -m hdl.build --board ulx3s --size tiny --out build/tiny
   python -m hdl.build --board ulx3s --lanes 128 --rows 4 --clock 60 --seed 3
+  python -m hdl.build --board ulx3s --format sq --bank 32 --high-lanes 1
   python -m hdl.build --board arty --json               Verilog, constraints, Vivado script
   python -m hdl.build --board arty-100t --size max --dry-run
 
 exit status: 0 done, 1 failed (timing not met, for one), 2 bad usage
 """
 _SIZES = ("tiny", "default", "max")
-_ENGINE = ("format", "lanes", "rows", "columns")
+_ENGINE = ("format", "lanes", "rows", "columns", "bank", "high_lanes")
 
 # What a board builds from and what comes out; the rest of a run is not kept.
 _INTERMEDIATE = ("*.config", "top.json", "top_route.dcp", ".Xil")
@@ -216,13 +217,17 @@ _FLOWS = {"ecp5": _ecp5, "xilinx7": _xilinx7}
 def describe(board, config):
     """What is known of a build before it: board, engine, peak rates, memory, link.
 
-    ``macs_w2`` are multiply-accumulates per cycle at two code bits per weight, or of ``kmeans`` at
-    those of the engine; ``gops_w2`` counts a multiplication and an addition as two operations.
+    ``macs_w2`` are multiply-accumulates per cycle at two code bits per weight, of ``kmeans`` at
+    those of the engine, of ``sq`` at four low ones; ``gops_w2`` counts a multiplication and an
+    addition as two operations.
     """
     engine = config.engine
     if engine.format == "bitserial":
         peak = {f"W{bits}": engine.peak_macs(bits) for bits in (1, 2, 4, 8)}
         per_weight = 2
+    elif engine.bank:
+        peak = {f"8/{low}": engine.peak_macs(max(low, engine.turns)) for low in (2, 3, 4)}
+        per_weight = 4
     elif engine.encodes:
         peak = {f"W{engine.b // engine.v}": engine.peak_macs()}
         per_weight = 1
@@ -357,6 +362,10 @@ def _parser(boards):
     parser.add_argument("--lanes", type=int, help="instead of the size's: 16, 32, 64, 128, 256")
     parser.add_argument("--rows", type=int, help="tokens that share the codes: 1, 2, 4, 8, 16")
     parser.add_argument("--columns", type=int, help="output columns per cycle: 1, 2, 4")
+    parser.add_argument("--bank", type=int, help="sq: weights of a bank: 32, 64, 128")
+    parser.add_argument("--high-lanes", type=int,
+                        help="sq: high weights of a bank that are multiplied per cycle: 1, 2, 4, "
+                             "8, 16, 32")
     parser.add_argument("--memory", type=_kibibytes, metavar="KIB",
                         help="block RAM beside the engine; a power of two is the cheapest")
     parser.add_argument("--clock", type=_megahertz, metavar="MHZ",
@@ -414,7 +423,7 @@ def _rows(report, out):
     """What the table of a report says: a list of (name, value)."""
     engine, memory = report["engine"], report["memory"]
     clock = f"{report['clock_hz'] / 1e6:g} MHz"
-    bits = engine["b"] // engine["v"] if engine["format"] == "kmeans" else 2
+    bits = {"kmeans": engine["b"] // engine["v"], "sq": "8/4"}.get(engine["format"], 2)
     rows = [
         ("board", f"{report['board']}: {report['device']}"),
         ("engine", f"{engine['format']}, {engine['lanes']} lanes, {engine['rows']} rows, "

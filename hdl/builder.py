@@ -13,9 +13,9 @@ __all__ = ["builder", "walker"]
 
 def walker(config):
     """The walk of the engine's format."""
-    return (SignedSumWalk if config.format == "bitserial" else CentroidWalk)(config)
+    return (SignedSumWalk if config.signed_sums else CentroidWalk)(config)
 
 
 def builder(config):
     """The builders of the engine's format, for one row."""
-    return (SignedSumBuilder if config.format == "bitserial" else CentroidBuilder)(config)
+    return (SignedSumBuilder if config.signed_sums else CentroidBuilder)(config)

@@ -18,7 +18,7 @@ BLOCK = 32
 """Weights in a block: no chunk and no scale group crosses a multiple of it."""
 
 FAMILIES = ("portable", "ecp5", "xilinx7")
-FORMATS = ("bitserial", "psumbook", "kmeans")
+FORMATS = ("bitserial", "psumbook", "kmeans", "sq")
 MAX_DIM = 16384
 MAX_PLANES = 8
 MAX_CODEBOOKS = 4
@@ -33,6 +33,12 @@ _BUFFER_WORDS = 512
 TOKEN_BEAT = 8
 """Activations of a beat of a ``kmeans`` token, int16."""
 SCALE_BITS = 16
+LOW_MAX = 8
+"""Largest magnitude of a low weight of ``sq``, that of four bits."""
+HIGH_MAX, HIGH_BITS = 127, 8
+"""Largest magnitude of a high weight of ``sq``, an int8, and its bits."""
+EXPONENT_BITS, LOW_SHIFT = 3, 4
+"""A high step of ``sq`` is ``2**(exponent - LOW_SHIFT)`` low steps."""
 PARAMETER_BITS = 72
 """Re-quantisation parameters of an output column."""
 ISA_VERSION = 1
@@ -55,12 +61,13 @@ class EngineConfig:
     Parameters
     ----------
     format : str
-        Weight format: ``"bitserial"``, ``"psumbook"`` or ``"kmeans"``.
+        Weight format: ``"bitserial"``, ``"psumbook"``, ``"kmeans"`` or ``"sq"``.
     family : str
         Form of the parts: ``"portable"`` (simulation), ``"ecp5"``, ``"xilinx7"``.
     v, b : int
         Weights in a chunk and bits of its code.  ``psumbook``: 2, 4 or 8 weights, codebooks of
-        2**b centroids, b = 4..8.  ``bitserial``: 4 and 4, for chunks are of one-bit weights.
+        2**b centroids, b = 4..8.  ``bitserial``, ``sq``: 4 and 4, for chunks are of one-bit
+        weights.
         ``kmeans``: 2 indexes of 4 or 3 bits, or 4 of 2: b is 8 or 6.
     lanes : int
         Chunks gathered per cell and cycle, so that a beat covers ``v * lanes`` weights along K:
@@ -71,18 +78,27 @@ class EngineConfig:
         Output columns gathered per cycle; replicates tables, trees and accumulators: 1, 2 or 4.
     scale_points : int
         Group sums per cell and cycle.  A scale group of ``4 * lanes / scale_points`` weights or
-        more runs at full rate; smaller ones at a reduced rate.
+        more runs at full rate; smaller ones at a reduced rate.  ``sq``: one for each `bank`,
+        whatever is given.
     builders : int
         Table builders per row; each fills one lane at a time: 2, 4 or 8, for ``psumbook`` and
-        ``kmeans`` (`v` multipliers each) also 16; for ``kmeans`` at least 4.
+        ``kmeans`` (`v` multipliers each) also 16; for ``kmeans`` at least 4, for ``sq`` at most.
     block_ram_blocks : int
         How many of the ``v * lanes / 32`` blocks of 32 weights keep their tables in block RAM;
-        ``bitserial`` makes them chunks of v = 8 there.
+        ``bitserial`` and ``sq`` make them chunks of v = 8 there.
     activation_bits : int
         8, or 16 for engines that also take int16 activations as two byte passes (``bitserial``)
         or take nothing else (``kmeans``).
     zero_points : bool
-        Whether asymmetric weights are supported (``bitserial``).
+        Whether asymmetric weights are supported (``bitserial``); those of ``sq`` are.
+    bank : int
+        ``sq``: weights along K of which a fixed number are high: 32, 64 or 128; else 0.
+    high_lanes : int
+        ``sq``: high weights of a bank that are multiplied per cell and cycle: 1, 2, 4, 8, 16 or
+        32; else 0.
+    turns : int
+        ``sq``: banks that take turns at a scaler, 1, 2 or 4: a column takes at least as many
+        beats.  At most the banks of a beat, whatever is given; else 1.
     scaler_dsps : int
         DSPs that multiply a group sum of more than 18 bits by its scale: 2, or 1 where adders
         take the high bits (groups of up to 25 bits).
@@ -112,6 +128,9 @@ class EngineConfig:
     block_ram_blocks: int = 0
     activation_bits: int = 16
     zero_points: bool = True
+    bank: int = 0
+    high_lanes: int = 0
+    turns: int = 1
     scaler_dsps: int = 2
     n_tile: int = 1024
     activation_bytes: int = 16384
@@ -134,12 +153,23 @@ class EngineConfig:
             "psumbook": dict(v=(2, 4, 8), b=(4, 5, 6, 7, 8), builders=(2, 4, 8, 16),
                              activation_bits=(8,), zero_points=(False,)),
             "kmeans": dict(v=(2, 4), b=(6, 8), builders=(4, 8, 16), activation_bits=(16,),
-                           zero_points=(False,))}[self.format]
+                           zero_points=(False,)),
+            "sq": dict(v=(4,), b=(4,), builders=(2, 4), activation_bits=(8,), zero_points=(True,),
+                       bank=(32, 64, 128), high_lanes=(1, 2, 4, 8, 16, 32),
+                       turns=(1, 2, 4))}[self.format]
         for name in ("v", "b"):
             legal(name, of_format[name])
         legal("lanes", (16, 32, 64, 128, 256))
         legal("rows", (1, 2, 4, 8, 16))
         legal("columns", (1, 2, 4))
+        for name, none in (("bank", 0), ("high_lanes", 0), ("turns", 1)):
+            legal(name, of_format.get(name, (none,)))
+        if self.bank:
+            if self.bank > self.tile_k:
+                raise ConfigError(f"bank must be at most {self.tile_k}, the weights of "
+                                  f"{self.lanes} lanes, not {self.bank}")
+            object.__setattr__(self, "scale_points", self.tile_k // self.bank)
+            object.__setattr__(self, "turns", min(self.turns, self.scale_points))
         legal("scale_points", (1,) if self.encodes else tuple(
             2**i for i in range(self.blocks.bit_length())))
         for name in ("builders", "activation_bits", "zero_points"):
@@ -166,7 +196,7 @@ class EngineConfig:
             raise ConfigError(f"an epilogue needs {PARAMETER_BITS} bits of codes per column for "
                               f"its parameters: {self.b} * lanes must be at least as much, not "
                               f"{self.column_code_bits}; use more lanes or epilogue=False")
-        if self.format == "bitserial" and self.builders == 8 and self.block_ram_blocks % 2:
+        if self.signed_sums and self.builders == 8 and self.block_ram_blocks % 2:
             raise ConfigError("block_ram_blocks must be even with 8 builders (a block has 4 lanes "
                               f"of v = 8), not {self.block_ram_blocks}")
         most = min(self.tile_k // 4, self.lanes)
@@ -185,8 +215,13 @@ class EngineConfig:
     def chunks(self):
         """Chunk length of every block, in K order: block-RAM blocks come last."""
         distributed = self.blocks - self.block_ram_blocks
-        in_block_ram = 8 if self.format == "bitserial" else self.v
+        in_block_ram = 8 if self.signed_sums else self.v
         return (self.v,) * distributed + (in_block_ram,) * self.block_ram_blocks
+
+    @property
+    def signed_sums(self):
+        """bool: whether tables hold signed sums of activations; else products with centroids."""
+        return self.format in ("bitserial", "sq")
 
     @property
     def tile_k(self):
@@ -224,12 +259,12 @@ class EngineConfig:
     @property
     def centroid_bits(self):
         """Bits of a word of the codebook buffer: four centroids, byte t of each before t + 1."""
-        return 0 if self.format == "bitserial" else 4 * 8 * self.v
+        return 0 if self.signed_sums else 4 * 8 * self.v
 
     @property
     def codebooks_max(self):
         """Most codebooks of a matrix, which the codebook buffer holds."""
-        return {"bitserial": 0, "psumbook": MAX_CODEBOOKS, "kmeans": 1}[self.format]
+        return {"psumbook": MAX_CODEBOOKS, "kmeans": 1}.get(self.format, 0)
 
     @property
     def codebook_word_bits(self):
@@ -269,8 +304,29 @@ class EngineConfig:
 
     @property
     def side_bits(self):
-        """Sideband of a beat: per column and scale point a 16-bit scale and a zero-point sign."""
-        return self.columns * self.scale_points * (SCALE_BITS + 1) if self.scaled else 0
+        """Sideband of a beat: per column and scale point a 16-bit scale and a zero-point sign.
+
+        ``sq``: half of the bank's scale and exponent, and `high_lanes` weights with their places.
+        """
+        if not self.scaled:
+            return 0
+        point = self.bank_bits if self.bank else SCALE_BITS + 1
+        return self.columns * self.scale_points * point
+
+    @property
+    def half_bits(self):
+        """``sq``: half of a bank's scale and exponent, of which a beat has one."""
+        return (SCALE_BITS + EXPONENT_BITS + 1) // 2
+
+    @property
+    def place_bits(self):
+        """``sq``: bits that say where in its bank a high weight lies."""
+        return (self.bank - 1).bit_length()
+
+    @property
+    def bank_bits(self):
+        """``sq``: bits of a bank in a beat's sideband."""
+        return self.half_bits + self.high_lanes * (HIGH_BITS + self.place_bits)
 
     @property
     def side_words(self):
@@ -291,7 +347,7 @@ class EngineConfig:
         ``bitserial``: an activation, 127, or 255 where low bytes are unsigned; ``psumbook``: its
         product with an element of a centroid; ``kmeans``: that of an outlier.
         """
-        if self.format != "bitserial":
+        if not self.signed_sums:
             return self.activation_max * CENTROID_MAX
         return 255 if self.activation_bits == 16 else ACTIVATION_MAX
 
@@ -301,17 +357,32 @@ class EngineConfig:
 
     def index_bits(self, v):
         """Bits that address the table of a chunk of `v`: half tables leave the sign to adders."""
-        return v - 1 if self.format == "bitserial" else self.b
+        return v - 1 if self.signed_sums else self.b
 
     @property
     def planes_max(self):
         """Most beats of codes per column and K tile: bit planes; codebooks are K tiles."""
-        return MAX_PLANES if self.format == "bitserial" else 1
+        return MAX_PLANES if self.signed_sums else 1
+
+    @property
+    def plane_max(self):
+        """Largest sum of a plane of a group, the zero-point leaf included."""
+        return self.group_width * self.operand_max * (2 if self.zero_points else 1)
+
+    @property
+    def high_max(self):
+        """``sq``: largest sum of products of a bank's high weights, before its exponent."""
+        return (min(self.bank, self.high_lanes * self.planes_max) * HIGH_MAX
+                * ACTIVATION_MAX)
 
     @property
     def group_max(self):
-        """Largest group sum, the zero-point leaf included."""
-        return self.group_width * self.operand_max * (2 if self.zero_points else 1)
+        """Largest group sum as it is scaled: of a plane; ``sq``: of both parts of a bank, in steps
+        of the finest exponent."""
+        if not self.bank:
+            return self.plane_max
+        return ((self.bank * self.operand_max * LOW_MAX << LOW_SHIFT)
+                + (self.high_max << 2**EXPONENT_BITS - 1))
 
     @property
     def group_bits(self):
@@ -330,7 +401,8 @@ class EngineConfig:
         """Width of a column's sum over all planes, and of a bias beside it."""
         if self.takes_indexes:
             return self.accumulator_bits
-        return bits_for(self.scaled_max * (2**self.planes_max - 1))
+        planes = 1 if self.bank else self.planes_max    # those of `sq` are summed before
+        return bits_for(self.scaled_max * (2**planes - 1))
 
     @property
     def byte_passes(self):
@@ -339,10 +411,11 @@ class EngineConfig:
 
     @property
     def accumulator_bits(self):
-        """Width of an accumulator: 48, or 56 with int16 activations; 39 without scales."""
+        """Width of an accumulator: 48, or 56 with int16 activations or for ``sq``; 39 without
+        scales."""
         if not self.scaled:
             return bits_for(MAX_DIM * self.operand_max)
-        return 56 if self.byte_passes else 48
+        return 56 if self.byte_passes or self.bank else 48
 
     # Buffers
 
@@ -370,11 +443,11 @@ class EngineConfig:
     def buffers(self):
         """Activation buffers of a row, each of which serves as many builders as the next.
 
-        ``bitserial``: one for each builder.  The others, whose builders take an activation once
-        in ``2**b`` cycles: as few as hold `activation_bytes`, a block RAM each, and can be read in
+        Signed sums: one for each builder.  The others, whose builders take an activation once in
+        ``2**b`` cycles: as few as hold `activation_bytes`, a block RAM each, and can be read in
         half of that time; ``kmeans``: a word of each holds a beat or more.
         """
-        if self.format == "bitserial":
+        if self.signed_sums:
             return self.builders
         least = max(TOKEN_BEAT // 2 if self.encodes else 2,
                     self.activation_bytes // (4 * _BUFFER_WORDS),
@@ -563,7 +636,8 @@ class DeviceConfig:
             "DIGEST": int(self.digest[:8], 16),
             "FORMAT": FORMATS.index(e.format) | FAMILIES.index(e.family) << 4
             | (e.activation_bits == 16) << 8 | e.zero_points << 9 | e.epilogue << 10
-            | e.counters << 11 | e.v << 12 | e.b << 16,
+            | e.counters << 11 | e.v << 12 | e.b << 16 | e.high_lanes << 20
+            | (e.turns if e.bank else 0) << 26,
             "ARRAY": e.lanes | e.rows << 9 | e.columns << 14 | e.scale_points << 17
             | e.builders << 24,
             "BUFFERS": (e.n_tile.bit_length() - 1) | (e.activation_bytes.bit_length() - 1) << 5
@@ -581,7 +655,9 @@ def engine_of(identity):
     form, array, buffers = identity["FORMAT"], identity["ARRAY"], identity["BUFFERS"]
     return EngineConfig(
         format=FORMATS[form & 15], family=FAMILIES[form >> 4 & 15], v=form >> 12 & 15,
-        b=form >> 16 & 15,
+        b=form >> 16 & 15, high_lanes=form >> 20 & 63,
+        turns=max(1, form >> 26 & 7),
+        bank=(array & 511) * 4 // (array >> 17 & 127) if FORMATS[form & 15] == "sq" else 0,
         activation_bits=16 if form >> 8 & 1 else 8, zero_points=bool(form >> 9 & 1),
         epilogue=bool(form >> 10 & 1), counters=bool(form >> 11 & 1),
         lanes=array & 511, rows=array >> 9 & 31, columns=array >> 14 & 7,

@@ -204,8 +204,10 @@ class Core(wiring.Component):
         if config.epilogue:
             # Parameters wait here for their column; the biases join its first plane.
             m.submodules.parameters = queue = ParameterQueue(config)
-            early = timing.column - queue.LATENCY
-            first = delay(m, is_codes & what.first_plane & what.last, early - 1,
+            # With a column's first plane; with the first turn of banks, after its last.
+            early = timing.column - queue.LATENCY - (config.turns - 1)
+            joins = what.last_plane if config.bank else what.first_plane
+            first = delay(m, is_codes & joins & what.last, early - 1,
                           name="first", resettable=True)
             read = delay(m, first & store.int8, 1, name="read", resettable=True)
             column = delay(m, is_codes & what.last_plane, timing.column, name="column",

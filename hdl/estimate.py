@@ -19,7 +19,7 @@ def estimate(config):
         ``comb`` (look-up tables), ``ff``, ``bram`` (blocks of 18 kbit, of 36 on 7-series), ``dsp``.
     """
     e = config.engine
-    centroids = e.format != "bitserial"
+    centroids = not e.signed_sums
     kmeans = e.encodes
     lut_lanes = BLOCK // e.v * (e.blocks - e.block_ram_blocks)
     block_v = e.v if centroids else 8
@@ -41,6 +41,11 @@ def estimate(config):
     sums = (adders * leaves + ((45 if centroids else 18) + narrow) * e.scale_points
             + 36 * (e.scale_points - 1)
             + e.column_bits + e.accumulator_bits)
+    points = e.scale_points
+    if e.bank:      # the sparse part, then what banks take turns at
+        scalers = points // e.turns
+        scaler_dsps = (e.high_lanes * points + 2 * scalers) / points
+        sums += points * (75 + 18 * (e.high_lanes - 1)) + scalers * (130 + 40 * e.turns)
     side = [min(32, e.side_bits - i) for i in range(0, e.side_bits, 32)]
     brams = (4 + e.code_bits // 32 * blocks(32, config.memory_beats)
              + sum(blocks(width, config.memory_beats) for width in side)
@@ -51,6 +56,7 @@ def estimate(config):
              + centroids * e.v * max(1, 2**e.codebook_word_bits // 512)
              + e.rows * e.buffers * max(1, e.activation_depth // 512)
              + e.epilogue * e.columns * blocks(PARAMETER_BITS, 64))
+    brams += e.cells * points * e.high_lanes * bool(e.bank)
     if kmeans:      # leaves, words and nodes of the outliers' trees, and flags
         beats = e.token_values // TOKEN_BEAT
         brams += (blocks(16 * TOKEN_BEAT, beats) + blocks(30, beats)
@@ -63,5 +69,5 @@ def estimate(config):
         + e.cells * ((3 * e.entry_bits(e.v) if kmeans else 33 if centroids else 25) * leaves + 350)
         + 2 * e.code_bits * (len(groups) - 1),
         "bram": ceil(brams / 2) if e.family == "xilinx7" else brams,
-        "dsp": e.cells * e.scale_points * scaler_dsps + e.epilogue
+        "dsp": round(e.cells * points * scaler_dsps) + e.epilogue
         + centroids * e.rows * e.builders * e.v + 2 * kmeans}

@@ -3,7 +3,7 @@
 Light by design: plain Python integers and lists.
 """
 
-from hdl.config import BLOCK, SCALE_BITS
+from hdl.config import BLOCK, HIGH_BITS, SCALE_BITS
 
 __all__ = [
     "COARSE_STEP",
@@ -13,6 +13,8 @@ __all__ = [
     "MULTIPLIER_MIN",
     "PARAMETER_FIELDS",
     "activation_order",
+    "bank_fields",
+    "bank_places",
     "beat_offset",
     "code_slice",
     "frame_beats",
@@ -57,7 +59,7 @@ def lane_positions(config):
 def code_slice(config, lane):
     """Bits of a column's codes that are the code of a lane."""
     positions = lane_positions(config)[lane]
-    if config.format == "bitserial":
+    if config.signed_sums:
         return slice(positions.start, positions.stop)
     return slice(config.b * lane, config.b * (lane + 1))
 
@@ -74,9 +76,43 @@ def activation_order(config):
     return [k for i in range(0, len(streams[0]), word) for s in streams for k in s[i:i + word]]
 
 
+def bank_places(config):
+    """``sq``: where in its bank's RAM every K position of a tile lies, in K order.
+
+    A word of that RAM has an activation of each builder.
+    """
+    word, buffers = config.word_values, config.buffers
+    places = [0] * config.tile_k
+    for i, k in enumerate(activation_order(config)):
+        slot, within = divmod(i, config.slot_values)
+        buffer, position = divmod(within, word)
+        places[k] = (buffer + buffers * (position + word * slot)) % config.bank
+    return places
+
+
+def bank_fields(config):
+    """``sq``: bit offsets of each bank in a beat's sideband, and of what is in it.
+
+    Returns
+    -------
+    banks : dict
+        Offset of each ``(column, point)``; a bank starts with half of its scale and exponent.
+    lanes : list of (int, int)
+        Offsets, from there, of each high lane's weight and place.
+    """
+    banks = {(c, t): (c * config.scale_points + t) * config.bank_bits
+             for c in range(config.columns) for t in range(config.scale_points)}
+    lane = HIGH_BITS + config.place_bits
+    starts = [config.half_bits + i * lane for i in range(config.high_lanes)]
+    return banks, [(start, start + HIGH_BITS) for start in starts]
+
+
 def side_fields(config):
-    """Bit offsets in a beat's sideband: ``{(column, point): (scale offset, zero-sign offset)}``."""
-    if not config.scaled:
+    """Bit offsets in a beat's sideband: ``{(column, point): (scale offset, zero-sign offset)}``.
+
+    Of formats whose groups have just those two.
+    """
+    if not config.scaled or config.bank:
         return {}
     width = SCALE_BITS + 1
     return {(c, t): ((c * config.scale_points + t) * width,

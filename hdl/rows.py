@@ -5,16 +5,19 @@ chain of them, each handing on what it was given a cycle later, so that no wire 
 In each, building is as late as gathering, so nothing else knows.
 """
 
-from amaranth.hdl import Cat, Module, Signal, signed
+from amaranth.hdl import Array, Cat, Module, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from hdl.beat import Flags, Kind, side_slices
+from hdl.beat import Flags, Kind, bank_sides, side_slices
 from hdl.builder import builder
 from hdl.cell import Cell, Timing
-from hdl.config import TOKEN_BEAT
+from hdl.config import EXPONENT_BITS, SCALE_BITS, TOKEN_BEAT
 from hdl.parts import WordRAM, delay
 from hdl.prepare import places, slot_bits
+from hdl.scaled_banks import exponent_cycle, scalers
+from hdl.signed_sums import SignedSumBuilder
+from hdl.sparse import kept_bits
 from hdl.tables import Tables, sections
 from hdl.walk import walk
 
@@ -82,7 +85,7 @@ class Rows(wiring.Component):
                      for name in ("gather", "places")]
 
         # Building: a byte per buffer and row, sums of them into the tables.
-        entries = []
+        entries, words = [], []
         words_per_beat = config.load_values // config.word_values
         word_bits = config.word_values * config.value_bits
         loaded = self.i["values"] if config.encodes else delay(
@@ -100,6 +103,8 @@ class Rows(wiring.Component):
                     ram.write_enable.eq(self.i.places[part * config.rows + r]),
                     ram.read_address.eq(self.i.walk.read_address)]
                 row.append(ram.read_data)
+            if config.bank:
+                words.append(delay(m, Cat(*row), SignedSumBuilder.LATENCY, name=f"word_{r}"))
             m.submodules[f"builder_{r}"] = row_builder = builder(config)
             m.d.comb += [row_builder.word.eq(Cat(*row)), row_builder.step.eq(self.i.walk.step)]
             entries.append(row_builder.entries)
@@ -132,8 +137,17 @@ class Rows(wiring.Component):
             m.d.sync += column.eq(column + 1)
         write_address = delay(m, address, timing.result - timing.address - 1, name="address")
 
-        signs = delay(m, self.i.side, timing.zero, name="side")
-        scales = delay(m, signs, 1, name="scales")
+        if config.bank:
+            self._take_turns(m, timing, trail)
+        else:
+            signs = delay(m, self.i.side, timing.zero, name="side")
+            scales = delay(m, signs, 1, name="scales")
+        if config.bank:
+            turns = [trail[timing.column - i].column for i in range(config.turns)]
+            added, added_first = Cat(turns).any(), turns[-1]
+        else:
+            added, added_first = (trail[timing.column].codes,
+                                  kinds[timing.column].first_plane)
         for c in range(config.columns):
             m.submodules[f"tables_{c}"] = tables = Tables(config, len(self.rows))
             m.d.comb += [
@@ -143,9 +157,13 @@ class Rows(wiring.Component):
                 *(tables.entries[i].eq(e) for i, e in enumerate(entries)),
                 tables.group.eq(self.i.walk.group), tables.entry.eq(self.i.walk.entry),
                 tables.write_bank.eq(self.i.walk.bank)]
+            if config.bank:
+                sides = self._bank_sides(m, c, timing, trail)
             for i, r in enumerate(self.rows):
                 m.submodules[f"cell_{c}_{r}"] = cell = Cell(config)
-                if config.scaled:
+                if config.bank:
+                    m.d.comb += self._bank_inputs(cell, timing, trail, kinds, sides, words[i])
+                elif config.scaled:
                     m.d.comb += [
                         *(cell.scales[t].eq(s)
                           for t, (s, _) in enumerate(side_slices(config, scales, c))),
@@ -154,8 +172,7 @@ class Rows(wiring.Component):
                     cell.values.eq(tables.values[i]), cell.signs.eq(tables.signs),
                     cell.sum_clear.eq(trail[timing.zero - 1].clear),
                     cell.sum_capture.eq(trail[timing.zero].capture),
-                    cell.column_valid.eq(trail[timing.column].codes),
-                    cell.column_first.eq(kinds[timing.column].first_plane),
+                    cell.column_valid.eq(added), cell.column_first.eq(added_first),
                     cell.bias.eq(self.i.biases[c]),
                     cell.address.eq(address),
                     cell.overwrite.eq(kinds[timing.column].first),
@@ -171,3 +188,61 @@ class Rows(wiring.Component):
             self.result_last.eq(trail[timing.result].end),
         ]
         return m
+
+    def _take_turns(self, m, timing, trail):
+        """Whose turn it is among the banks of a scaler: for scales, and later for sums."""
+        self.turn = Signal(range(self.config.turns))
+        with m.If(trail[1].column):
+            m.d.sync += self.turn.eq(0)
+        with m.Else():
+            m.d.sync += self.turn.eq(self.turn + 1)
+        self.later_turn = delay(m, self.turn, timing.parts - 1, name="turn")
+
+    def _bank_sides(self, m, c, timing, trail):
+        """Of a column's banks: high weights at cycle 0, exponents and scales of each turn."""
+        config, turns = self.config, self.config.turns
+        sides = bank_sides(config, self.i.side, c)
+        halves = []
+        for t, (half, _) in enumerate(sides):
+            # The first beat of a column has the low half, all others the high one.
+            low, high = (Signal(config.half_bits, name=f"{name}_half_{c}_{t}", reset_less=True)
+                         for name in ("low", "high"))
+            with m.If(trail[0].codes):
+                with m.If(self.i.flags.first_plane):
+                    m.d.sync += low.eq(half)
+                with m.Else():
+                    m.d.sync += high.eq(half)
+            both = Cat(low, high)
+            if turns > 1:   # until its turn
+                held = Signal(2 * config.half_bits, name=f"side_{c}_{t}", reset_less=True)
+                with m.If(trail[1].column):
+                    m.d.sync += held.eq(both)
+                both = held
+            halves.append(both)
+        exponents, scales = [], []
+        early = 1 + (turns > 1)
+        for s in range(scalers(config)):
+            mine = Array(halves[s * turns:(s + 1) * turns])[self.turn]
+            mine = delay(m, mine, timing.parts + exponent_cycle(config) - early,
+                         name=f"exponent_{c}_{s}")
+            exponents.append(mine[SCALE_BITS:SCALE_BITS + EXPONENT_BITS])
+            scales.append(delay(m, mine[:SCALE_BITS], 2, name=f"scale_{c}_{s}"))
+        return [high for _, high in sides], exponents, scales
+
+    def _bank_inputs(self, cell, timing, trail, kinds, sides, word):
+        """Assignments to the inputs of a cell that has banks."""
+        walk, split = self.i.walk, kept_bits(self.config)
+        here = timing.parts - 1
+        points = range(self.config.scale_points)
+        highest = trail[timing.zero].codes & kinds[timing.zero].first_plane
+        weights, exponents, scales = sides
+        return [
+            cell.keep.eq(Cat(walk.keep & (walk.kept[split:] == t) for t in points)),
+            cell.kept.eq(Cat(walk.kept[:split], walk.bank)), cell.word.eq(word),
+            cell.table_bank.eq(self.i.flags.bank), cell.weights.as_value().eq(Cat(*weights)),
+            cell.plane_valid.eq(trail[here].codes), cell.plane_first.eq(kinds[here].first_plane),
+            # The zero point's highest plane counts minus, the others plus.
+            cell.zero_signs.eq(highest.replicate(len(points))),
+            cell.bank_end.eq(trail[timing.parts].column), cell.turn.eq(self.later_turn),
+            cell.exponents.eq(Cat(*exponents)),
+            cell.scales.eq(Cat(*scales))]

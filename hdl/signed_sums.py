@@ -166,6 +166,13 @@ class SignedSumWalk(wiring.Component):
             self.table_ready.eq(there.last),
             # Until the last entry is in its table.
             self.active.eq(what.write | here.write | there.write)]
+        if config.bank:
+            word = Cat(position[:2], slot_now | position[2:])
+            wait = WordRAM.LATENCY + SignedSumBuilder.LATENCY
+            m.d.comb += [
+                self.walk.keep.eq(delay(m, here.write & ~now.double, SignedSumBuilder.LATENCY,
+                                        name="keep", resettable=True)),
+                self.walk.kept.eq(delay(m, word, wait, name="kept"))]
         return m
 
 

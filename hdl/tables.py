@@ -84,7 +84,7 @@ class Tables(wiring.Component):
         m = Module()
         config, rows = self.config, range(self.rows)
         latency = table_latency(config)
-        half = config.format == "bitserial"     # code bit 0 is the sign
+        half = config.signed_sums     # code bit 0 is the sign
         distributed = sum(BLOCK // v for v in config.chunks[:config.blocks
                                                              - config.block_ram_blocks])
         # What to write, for one section of tables after another.

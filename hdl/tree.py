@@ -1,4 +1,4 @@
-"""The adder tree of one scale point: signed table entries in, their sum out."""
+"""Adder trees: that of one scale point, of signed table entries, and plain ones."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 from hdl.config import bits_for
 from hdl.parts import add, delay
 
-__all__ = ["Tree", "tree_levels"]
+__all__ = ["Tree", "sum_of", "tree_levels"]
 
 
 def tree_levels(leaves):
@@ -85,3 +85,24 @@ class Tree(wiring.Component):
             m.d.comb += self.total.eq(root.value)
         m.d.comb += self.pending.eq(root.pending)
         return m
+
+
+def sum_of(m, terms, family):
+    """Registered sum of signed values, :func:`tree_levels` cycles later.
+
+    Parameters
+    ----------
+    m : Module
+    terms : list of (Value, int)
+        With the largest magnitude of each.
+    family : str
+    """
+    while len(terms) > 1:
+        merged = []
+        for (a, a_bound), (b, b_bound) in zip(terms[::2], terms[1::2]):
+            width = bits_for(a_bound + b_bound)
+            total = Signal(signed(width), name="scaled", reset_less=True)
+            m.d.sync += total.eq(add(m, a, b, width=width, family=family))
+            merged.append((total, a_bound + b_bound))
+        terms = merged
+    return terms[0][0]

@@ -14,12 +14,12 @@ __all__ = ["builder_members", "step", "walk", "walk_members"]
 def step(config):
     """What the builders do in a cycle.
 
-    ``bitserial``: with the byte of each activation buffer, see :class:`hdl.signed_sums.Step`; it
-    is the low byte of an int16 if ``unsigned``.  Others: ``shift``, take the activation as the
+    Signed sums: with the byte of each activation buffer, see :class:`hdl.signed_sums.Step`; it is
+    the low byte of an int16 if ``unsigned``.  Others: ``shift``, take the activation as the
     next of the next chunk (a bit for each builder of a buffer); ``capture``, from now on multiply
     by the chunk that was taken; ``centroid``, by this, an int8 for each weight.
     """
-    if config.format != "bitserial":
+    if not config.signed_sums:
         return data.StructLayout({"shift": config.builders // config.buffers, "capture": 1,
                                   "centroid": 8 * config.v})
     return data.StructLayout({"restart": 1, "double": 1, "negate": 1, "unsigned": 1})
@@ -30,13 +30,16 @@ def walk(config):
 
     ``read_address`` of the buffers, lowest bits a part of a word; :data:`WordRAM.LATENCY` later
     ``step``, what the builders do with what comes; when it comes out of them, where the entry goes:
-    ``entry`` of ``bank`` in the lanes of ``group`` (one-hot; zero: nowhere).
+    ``entry`` of ``bank`` in the lanes of ``group`` (one-hot; zero: nowhere).  In engines of ``sq``
+    activations go to the sparse part too, :attr:`~hdl.signed_sums.SignedSumBuilder.LATENCY` after
+    they come: ``keep``, to the word ``kept`` of the K tile.
     """
+    keeps = {"keep": 1, "kept": (config.tile_k // config.builders - 1).bit_length()}
     return data.StructLayout({
         "read_address": (config.token_values // config.buffers - 1).bit_length(),
         "step": step(config),
         "group": len(config.lane_groups), "entry": config.index_bits(max(config.chunks)),
-        "bank": 1})
+        "bank": 1, **(keeps if config.bank else {})})
 
 
 def walk_members(config):

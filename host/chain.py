@@ -254,7 +254,7 @@ class Chain(Bound):
         order = _stream_order(following[0].q, engine)
         exists, rows = order >= 0, np.maximum(order, 0)
         parameters = {
-            "bias": np.where(exists, factor.bias[rows] // 2 ** (q.planes - 1), 0),
+            "bias": np.where(exists, factor.bias[rows] // q.bias_unit, 0),
             "multiplier": np.where(exists, factor.multiplier[rows], MULTIPLIER_MIN),
             "shift": np.where(exists, factor.shift[rows], 0)}
         if self._encoded:
@@ -289,7 +289,7 @@ class Chain(Bound):
             # The bias joins the sums of the last K tile, before they reach the accumulators.
             positions, padded = spread(q.shape[1], q.config.group_size, engine)
             in_tile = q.row_bounds(positions >= padded - engine.tile_k) * q.activation_bound(8)
-        return requantization(factor, bias, q.planes, engine.coarse_base, bound=bound,
+        return requantization(factor, bias, q.bias_unit, engine.coarse_base, bound=bound,
                               room=2 ** (engine.column_bits - 1) - 1 - in_tile)
 
     def _fold(self, layer, following, fold, norm):

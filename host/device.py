@@ -369,10 +369,12 @@ class Device(Bound):
             raise DeviceError(f"{self.url} is built for {engine.format}, the matrix is {q.format}: "
                               f"build the board with --format {q.format}")
         for name, value in needs.items():
-            if getattr(engine, name) != value:
+            legal = value if isinstance(value, tuple) else (value,)
+            if getattr(engine, name) not in legal:
                 raise DeviceError(f"{self.url} is built with {name}={getattr(engine, name)}; this "
-                                  f"matrix and its activations need {name}={value}: build the "
-                                  "board so, or quantise otherwise")
+                                  f"matrix and its activations need {name}="
+                                  f"{' or '.join(map(str, legal))}: build the board so, or "
+                                  "quantise otherwise")
 
 
 class Layer(Bound):

@@ -167,6 +167,11 @@ class QuantizedMatrix(ABC):
 
     planes = 1
     """Bit planes of a code, each a gather of its own."""
+    @property
+    def bias_unit(self):
+        """int: what a unit counts that is added to the first plane of a column."""
+        return 2**(self.planes - 1)
+
     codebooks = 1
     """Codebooks whose entries add up, each a gather of its own."""
     token_bits = 8
@@ -227,7 +232,7 @@ class QuantizedMatrix(ABC):
         Returns
         -------
         dict
-            :class:`hdl.config.EngineConfig` field -> value.
+            :class:`hdl.config.EngineConfig` field -> value, or a tuple of values, best first.
         """
 
     # What a format has to provide.

@@ -14,13 +14,13 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from hdl.config import MAX_DIM, MIN_COLUMNS, EngineConfig
+from hdl.config import HIGH_BITS, MAX_DIM, MIN_COLUMNS, SCALE_BITS, EngineConfig
 from hdl.isa import Buffer
-from hdl.layout import PARAMETER_FIELDS, lane_positions, side_fields
+from hdl.layout import PARAMETER_FIELDS, bank_fields, bank_places, lane_positions, side_fields
 from hdl.token_units import BOUNDARY_BITS, CENTROID_BITS, GAIN_WORD, NEVER
 from host.errors import CapacityError
 
-__all__ = ["Image", "pack", "packed", "spread"]
+__all__ = ["Image", "column_beats", "pack", "packed", "spread"]
 
 SUM_BEATS = 2
 
@@ -113,13 +113,36 @@ def spread(K, group_size, config: EngineConfig):
     return positions, -(-last // config.tile_k) * config.tile_k
 
 
+def column_beats(q, config):
+    """Beats of codes per column step, K tile and codebook."""
+    if q.format != "sq":
+        return q.planes
+    # As many as bring the high weights and let the banks take turns; low weights are extended by
+    # their signs.
+    return max(q.planes, -(-q.config.high_count // config.high_lanes), config.turns, 2)
+
+
+def _low_codes(q, rows, padded, positions, config):
+    """Low weights of an sq matrix, none where one is high: as :func:`_plane_codes`."""
+    count = column_beats(q, config)
+    low = np.where(q.mask[rows], 0, q.low[rows])
+    codes = np.full((len(rows), padded), 2**(count - 1), np.uint8)
+    codes[:, :low.shape[1]] = low.astype(np.int16) + 2**(count - 1)
+    return _as_planes(codes, count, config)
+
+
 def _plane_codes(q, rows, padded, positions, config):
     """Codes of a bit-serial matrix as bits: uint8 [rows, tiles, 1, planes, column_code_bits]."""
-    tile = config.tile_k
     codes = np.zeros((len(rows), padded), np.uint8)
     codes[:, positions] = q.codes[rows]
-    planes = np.stack([codes >> p & 1 for p in range(q.planes - 1, -1, -1)])
-    planes = planes.reshape(q.planes, len(rows), -1, 1, tile).transpose(1, 2, 3, 0, 4)
+    return _as_planes(codes, q.planes, config)
+
+
+def _as_planes(codes, count, config):
+    """Codes [rows, padded K] as the bits that address half tables."""
+    tile = config.tile_k
+    planes = np.stack([codes >> p & 1 for p in range(count - 1, -1, -1)])
+    planes = planes.reshape(count, len(codes), -1, 1, tile).transpose(1, 2, 3, 0, 4)
     # Bit 0 of a chunk says whether its first weight is minus; the others whether theirs differs
     # from it: the index into a half table and the sign of the entry.
     heads = np.repeat([lane[0] for lane in lane_positions(config)],
@@ -153,7 +176,43 @@ def _index_codes(q, rows, padded, positions, config):
     return bits.reshape(*lanes.shape[:2], 1, 1, -1)
 
 
-_CODES = {"bitserial": _plane_codes, "psumbook": _centroid_codes, "kmeans": _index_codes}
+def _bank_sides(q, rows, k_tiles, planes, config):
+    """What beats of an sq matrix have beside codes: uint8 bits [tiles, rows, planes, points, bits].
+
+    Of every bank half of scale and exponent, and a part of its high weights with their places.
+    """
+    size, points, lanes = config.bank, config.scale_points, config.high_lanes
+    banks, count = q.high.shape[1:]
+
+    def tiled(values, fill=0):
+        whole = np.full((len(rows), k_tiles * points, *values.shape[2:]), fill, np.int64)
+        whole[:, :banks] = values
+        whole = whole.reshape(len(rows), k_tiles, points, *values.shape[2:])
+        return np.moveaxis(whole, 0, 1)
+
+    bits = np.zeros((k_tiles, len(rows), planes, points, config.bank_bits), np.uint8)
+
+    def put(at, width, value, plane=slice(None)):
+        bits[:, :, plane, :, at:at + width] = value[..., None] >> np.arange(width) & 1
+
+    scales = np.where((rows >= 0)[:, None], q.scales[rows], 0)
+    scale = tiled(scales) | tiled(q.exponents[rows]) << SCALE_BITS
+    half = config.half_bits
+    for plane in range(planes):
+        put(0, half, scale >> (half if plane else 0) & 2**half - 1, plane)
+    offsets = np.nonzero(q.mask[rows].reshape(-1, size))[1].reshape(len(rows), banks, count)
+    places = tiled(np.array(bank_places(config))[:size][offsets])
+    weights = tiled(q.high[rows])
+    for i in range(count):
+        plane, lane = divmod(i, lanes)
+        weight_at, place_at = bank_fields(config)[1][lane]
+        put(weight_at, HIGH_BITS, weights[..., i], plane)
+        put(place_at, config.place_bits, places[..., i], plane)
+    return bits
+
+
+_CODES = {"bitserial": _plane_codes, "psumbook": _centroid_codes, "kmeans": _index_codes,
+          "sq": _low_codes}
 
 
 def _beats(words, config):
@@ -170,7 +229,7 @@ def _codebooks(q, config, tables):
     `tables` are those of a chain; where they say what indexes mean no codebook of activations is
     needed.
     """
-    if q.format == "bitserial":
+    if config.signed_sums:
         return []
     if q.format == "psumbook":
         tuples = q.centroids.reshape(-1, config.v)
@@ -229,7 +288,8 @@ def pack(q, config: EngineConfig, parameters=None, order=None, tables=None):
         (outputs, 1), np.uint16)
     zeros = None if q.zeros is None else q.zeros[order]
     group_size = q.config.group_size
-    planes, codebooks = q.planes, q.codebooks
+    planes, codebooks = column_beats(q, config), q.codebooks
+    zero = zeros is not None or config.bank > 0     # of sq everywhere the same
     C, T, width = config.columns, config.scale_points, config.column_code_bits
     positions, padded = spread(K, group_size, config)
     k_tiles = padded // config.tile_k
@@ -276,6 +336,11 @@ def pack(q, config: EngineConfig, parameters=None, order=None, tables=None):
                 z = np.zeros((steps, k_tiles), np.uint8)
                 z[:len(mine)] = point_zeros[start + mine, :, t]
                 side[..., zero_at] = z.T[..., None] >> np.arange(planes - 1, -1, -1) & 1
+        if config.bank:
+            banks = np.zeros((k_tiles, steps * C, planes, T, config.bank_bits), np.uint8)
+            banks[:, :n] = _bank_sides(q, order[start:start + n], k_tiles, planes, config)
+            side = banks.reshape(k_tiles, steps, C, planes, -1).transpose(0, 1, 3, 2, 4).reshape(
+                side.shape)
         tiles.append((beats, steps))
         for k, c in np.ndindex(k_tiles, codebooks):
             tile_data, tile_side = code[k, c], side[k]
@@ -286,7 +351,7 @@ def pack(q, config: EngineConfig, parameters=None, order=None, tables=None):
                 tile_side = np.concatenate([blank, tile_side], axis=1)
             tile_data = _bytes(tile_data, config.beat_bytes)
             tile_side = tile_side.reshape(len(tile_data), config.side_bits)
-            if zeros is not None:
+            if zero:
                 sums = np.zeros((SUM_BEATS, C * width), np.uint8)
                 sums[1] = np.tile(_minus_bits(config), C)
                 tile_data = np.concatenate([_bytes(sums, config.beat_bytes), tile_data])
@@ -302,7 +367,7 @@ def pack(q, config: EngineConfig, parameters=None, order=None, tables=None):
     return Image(data=np.concatenate(data_parts), side=side, tiles=tiles, k_tiles=k_tiles,
                  planes=planes, codebooks=codebooks,
                  books=[(buffer, len(book)) for buffer, book in books],
-                 zero=zeros is not None, requant=parameters is not None, positions=positions,
+                 zero=zero, requant=parameters is not None, positions=positions,
                  padded_k=padded, padding=1 - N * K / (total_steps * C * padded),
                  token=(K, q.outlier_count) if q.format == "kmeans" else None)
 

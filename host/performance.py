@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hdl.config import MIN_COLUMNS, TOKEN_BEAT, EngineConfig
 from hdl.token_units import ENCODE_CYCLES, GAIN_WORD
-from host.pack import SUM_BEATS, spread
+from host.pack import SUM_BEATS, column_beats, spread
 
 __all__ = ["Pass", "build_cycles", "matmul_cycles", "one_pass"]
 
@@ -42,10 +42,10 @@ class Pass:
 def build_cycles(engine: EngineConfig):
     """Cycles that the tables of a K tile take, with one codebook.
 
-    ``bitserial``: ``v + 2**(v-1) - 1`` per group of ``builders`` lanes, the Gray code of a half
+    Signed sums: ``v + 2**(v-1) - 1`` per group of ``builders`` lanes, the Gray code of a half
     table; others: ``2**b``, an entry per cycle.
     """
-    if engine.format != "bitserial":
+    if not engine.signed_sums:
         return len(engine.lane_groups) * 2**engine.b + _START
     return sum(v + 2**(v - 1) - 1 for v in engine.lane_groups) + _START
 
@@ -97,8 +97,9 @@ def matmul_cycles(engine: EngineConfig, q, tokens, *, beat_cost=1.0):
     -------
     float
     """
-    work = one_pass(engine, q.shape, group_size=q.config.group_size, planes=q.planes,
-                    codebooks=q.codebooks, zeros=q.zeros is not None)
+    work = one_pass(engine, q.shape, group_size=q.config.group_size, planes=column_beats(q, engine),
+                    codebooks=q.codebooks,
+                    zeros=q.zeros is not None or engine.bank > 0)
     build = build_cycles(engine)
     if engine.encodes:
         return _token_cycles(engine, q, tokens, work, build, beat_cost)

@@ -33,7 +33,7 @@ class Requantization:
     base: int
 
 
-def requantization(factor, bias, planes, base, *, bound, room):
+def requantization(factor, bias, unit, base, *, bound, room):
     """Integers for real factors.
 
     Parameters
@@ -42,8 +42,8 @@ def requantization(factor, bias, planes, base, *, bound, room):
         Steps of the result per accumulator unit.
     bias : float [N]
         In accumulator units.
-    planes : int
-        Bit planes of a weight; the bias becomes a multiple of ``2**(planes - 1)``.
+    unit : int
+        The bias becomes a multiple of it.
     base : int
         See :class:`Requantization`.
     bound : int
@@ -60,7 +60,6 @@ def requantization(factor, bias, planes, base, *, bound, room):
     # Beyond this a bias saturates the result whatever the accumulator is.
     with np.errstate(divide="ignore"):
         enough = bound + _SATURATED / np.abs(factor)
-    unit = 2 ** (planes - 1)
     bias = np.rint(np.clip(np.asarray(bias, np.float64), -enough, enough) / unit) * unit
     # The smallest shift that leaves the multiplier enough bits.  With the last one it may have
     # fewer where no accumulator saturates: then what it lacks is a small part of a step.

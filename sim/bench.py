@@ -18,7 +18,7 @@ from hdl import commandline
 from hdl.config import EngineConfig
 from hdl.errors import LutraError
 from host.cli.matrix import check_out
-from sim import kmeans_bench, psumbook_bench, quantizer_bench
+from sim import kmeans_bench, psumbook_bench, quantizer_bench, sq_bench
 from sim.measure import identity, largest, measure, random_layer, routed
 
 __all__ = ["main"]
@@ -234,14 +234,19 @@ _MEASURE = {"core": core_rows, "memory": memory_rows, "arrays": arrays_rows,
             "kmeans-error": kmeans_bench.error_rows, "kmeans-token": kmeans_bench.token_rows,
             "kmeans-chain": kmeans_bench.chain_rows,
             "kmeans-classifier": kmeans_bench.classifier_rows,
+            "sq-core": sq_bench.core_rows, "sq-utilization": sq_bench.utilization_rows,
+            "sq-error": sq_bench.error_rows, "sq-relation": sq_bench.relation_rows,
+            "sq-selectors": sq_bench.selector_rows,
             "quantizer-error": quantizer_bench.error_rows,
             "quantizer-outputs": quantizer_bench.calibration_rows}
 SECTIONS = tuple(_MEASURE)
+_SWEEPS = {"psumbook": psumbook_bench, "sq": sq_bench}
 PICTURES = (".png", ".svg", ".pdf")
 _EXAMPLES = """examples:
   python -m sim.bench --only utilization
   python -m sim.bench --only core --json
   python -m sim.bench --sweep psumbook --plot psumbook.svg
+  python -m sim.bench --sweep sq --plot sq.svg
   python -m sim.bench --save docs/bench.json && python docs/generate.py"""
 
 
@@ -252,7 +257,7 @@ def main(argv=None):
         description="Measure engines: area, clock, utilisation, bandwidth, simulation speed.  "
                     "Placing and routing all of core and arrays takes most of an hour.")
     parser.add_argument("--only", choices=SECTIONS, action="append", help="measure this section")
-    parser.add_argument("--sweep", choices=["psumbook"],
+    parser.add_argument("--sweep", choices=list(_SWEEPS),
                         help="instead: bits, error, cycles and area over a format's parameters")
     parser.add_argument("--plot", type=Path, metavar="FILE",
                         help="draw the sweep (.png, .svg, .pdf)")
@@ -262,14 +267,15 @@ def main(argv=None):
 
     def work(args):
         if args.plot and not args.sweep:
-            parser.error("--plot draws a sweep: give --sweep psumbook")
+            parser.error(f"--plot draws a sweep: give --sweep {' or '.join(_SWEEPS)}")
         if args.plot and args.plot.suffix not in PICTURES:
             parser.error(f"--plot must name a {', '.join(PICTURES)} file, not {args.plot}")
         check_out(args.plot)
         check_out(args.save)
         found = {}
-        names = ["sweep"] if args.sweep else args.only or SECTIONS
-        measures = {**_MEASURE, "sweep": psumbook_bench.sweep}
+        swept = f"{args.sweep}-sweep"
+        names = [swept] if args.sweep else args.only or SECTIONS
+        measures = {**_MEASURE, **{f"{name}-sweep": f.sweep for name, f in _SWEEPS.items()}}
         columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(),
                    TimeElapsedColumn())
         with commandline.live(*columns) as bar:
@@ -282,7 +288,7 @@ def main(argv=None):
             saved = json.loads(args.save.read_text()) if args.save.exists() else {}
             args.save.write_text(json.dumps(saved | found, indent=1) + "\n")
         if args.plot:
-            psumbook_bench.plot(found["sweep"], args.plot)
+            _SWEEPS[args.sweep].plot(found[swept], args.plot)
         if args.json:
             print(json.dumps(found, indent=2))
             return

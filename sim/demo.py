@@ -24,13 +24,17 @@ from rich.table import Table
 import host
 from hdl import commandline
 from hdl.commandline import progress_bar
-from hdl.config import EngineConfig
+from hdl.config import DeviceConfig, EngineConfig
+from hdl.errors import BuildError, FileError
+from hdl.estimate import estimate as resources
+from host.cli.matrix import check_out
 from host.performance import matmul_cycles, one_pass
 from sim import digits, golden
 from sim.device import MEMORIES
 
-__all__ = ["Layer", "Plan", "estimate", "main", "read_reports"]
+__all__ = ["Layer", "Plan", "estimate", "main", "plot", "read_reports"]
 
+PICTURES = (".png", ".svg", ".pdf")
 REPORTS = Path(__file__).parents[1] / "docs" / "reports"
 
 _EXAMPLES = """\
@@ -38,6 +42,7 @@ examples:
   python -m sim.demo                 about a minute once its two engines are built
   python -m sim.demo --prepare       build the engines and stop
   python -m sim.demo --quick         a small engine, a few images, a small layer
+  python -m sim.demo --plot formats.svg
   python -m sim.demo --json > demo.json
 
 exit status: 0 done, 1 failed (results that differ from the golden model, for one), 2 bad usage
@@ -52,8 +57,8 @@ class Plan:
     ----------
     engines : dict of int to str
         Device URL by rows.
-    psumbook, kmeans : str
-        URLs of the engines for the classifier's codebooks and indexes.
+    psumbook, kmeans, sq : str
+        URLs of the engines for the classifier's codebooks, indexes, and two precisions.
     images : int or None
         How many images of the test set; None is all of them.
     size : int
@@ -65,6 +70,7 @@ class Plan:
     engines: dict
     psumbook: str
     kmeans: str
+    sq: str
     images: int | None
     size: int
     tokens: tuple = (1, 8)
@@ -73,17 +79,21 @@ class Plan:
 _CODEBOOKS = ("sim:?format=psumbook&v=4&b=8&builders=8&activation_bits=8&zero_points=0"
               "&lanes={lanes}&rows={rows}&scale_points={points}&block_ram_blocks={blocks}")
 _INDEXES = "sim:?format=kmeans&v=2&b=8&builders=16"
+_BANKS = "sim:?format=sq&rows={rows}&lanes={lanes}"
 FULL = Plan(engines={1: "sim:", 8: "sim:?rows=8&builders=8"}, images=None, size=4096,
-            psumbook=_CODEBOOKS.format(lanes=64, rows=2, points=2, blocks=8), kmeans=_INDEXES)
+            psumbook=_CODEBOOKS.format(lanes=64, rows=2, points=2, blocks=8), kmeans=_INDEXES,
+            sq=_BANKS.format(rows=4, lanes=64))
 QUICK = Plan(engines={1: "sim:?lanes=32&n_tile=64&activation_bytes=1024&memory_mib=4"},
              images=8, size=256, psumbook=_CODEBOOKS.format(lanes=32, rows=1, points=1, blocks=4)
              + "&n_tile=64&activation_bytes=1024&memory_mib=4",
-             kmeans=_INDEXES + "&lanes=32&n_tile=64&activation_bytes=2048&memory_mib=4")
+             kmeans=_INDEXES + "&lanes=32&n_tile=64&activation_bytes=2048&memory_mib=4",
+             sq=_BANKS.format(rows=1, lanes=32) + "&n_tile=64&activation_bytes=1024&memory_mib=4")
 CLASSIFIER_BITS = (8, 4, 2)
 LARGE_BITS = (2, 4)
 GROUP = 128
 _MOST_WORKERS = 4       # a simulated device takes 80 MiB
 _BUILD_STEPS = 3        # of sim.verilate.build
+_AREA_MEMORY = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -237,7 +247,8 @@ def prepare(plan):
     engines = {f"engine of {rows} row{'s' * (rows > 1)}": url
                for rows, url in plan.engines.items()}
     for name, url in [*engines.items(), ("engine for codebooks", plan.psumbook),
-                      ("engine for indexes", plan.kmeans)]:
+                      ("engine for indexes", plan.kmeans),
+                      ("engine for two precisions", plan.sq)]:
         begun = []
         start = time.monotonic()
         with commandline.live(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
@@ -301,6 +312,25 @@ def quantize_indexes(network):
     return matrices
 
 
+def quantize_banks(network):
+    """The classifier's matrices with an eighth of each bank of 64 weights in 8 bits, others in 4.
+    """
+    matrices = []
+    with progress_bar("quantising to 64-(8/4)-0.875") as progress:
+        for i, (W, x) in enumerate(zip(network.weights, network.run(network.train))):
+            progress(i, len(network.weights))
+            matrices.append(host.quantize(W, format="sq", calibration=x))
+    return matrices
+
+
+def area(engine):
+    """About what an engine takes of an ECP5, with 64 KiB of memory beside it."""
+    config = DeviceConfig(engine=engine.replace(family="ecp5", address_bits=16), memory="onchip",
+                          memory_beats=_AREA_MEMORY // engine.beat_bytes)
+    found = resources(config)
+    return {"engine": engine.as_dict(), **{name: found[name] for name in ("comb", "bram", "dsp")}}
+
+
 def classify(devices, matrices, biases, x):
     """Offload a network: its logits, statistics per layer, and how many outputs are golden.
 
@@ -357,7 +387,12 @@ def run_classifier(plan):
             lambda device: classify({"kmeans": device}, indexed, network.biases, x)))
     jobs.append(Job(plan.kmeans, jobs[-1].cycles, lambda device: classify_chained(
         device, indexed, network.biases, network.run(network.train), x)))
-    *results, codebooks, indexes, chained = run_jobs("classifying", jobs)
+    banks = quantize_banks(network)
+    with host.open(plan.sq) as device:
+        jobs.append(Job(
+            plan.sq, sum(matmul_cycles(device.engine, q, len(x)) for q in banks),
+            lambda device: classify({"sq": device}, banks, network.biases, x)))
+    *results, codebooks, indexes, chained, two = run_jobs("classifying", jobs)
     reference = network.run(x)[-1]
     right = lambda logits: int(np.count_nonzero(logits.argmax(axis=1) == labels))
     widths, layers = [], {}
@@ -380,13 +415,27 @@ def run_classifier(plan):
         layers[bits] = [Layer(q.shape, bits, GROUP, len(x), s["cycles"])
                         for q, s in zip(qs, found[1])]
         widths.append({"bits": bits, **figures(qs, found)})
+    side_by_side = [
+        {"format": format, "name": name, **figures(qs, found), **area(device_engine(format_url))}
+        for format, name, qs, found, format_url in (
+            ("bitserial", "W4", matrices[4], results[list(matrices).index(4)], url),
+            ("psumbook", "W2", mixed, codebooks, plan.psumbook),
+            ("kmeans", "W4A4", indexed, indexes, plan.kmeans),
+            ("sq", "W(8/4)", banks, two, plan.sq))]
     return {
         "layers": [list(W.shape) for W in network.weights], "images": len(x), "device": url,
         "engine": engine.as_dict(), "clock_hz": clock, "float": {
             "right": right(reference), "accuracy": right(reference) / len(x)},
         "widths": widths, "codebooks": figures(mixed, codebooks),
-        "indexes": figures(indexed, indexes), "chained": figures(indexed, chained)
+        "indexes": figures(indexed, indexes), "chained": figures(indexed, chained),
+        "banks": figures(banks, two), "formats": side_by_side,
     }, layers, engine
+
+
+def device_engine(url):
+    """The engine that a URL names."""
+    with host.open(url) as device:
+        return device.engine
 
 
 def run_boards(layers, engine):
@@ -486,9 +535,10 @@ def _classifier_table(result):
     sizes = "-".join(str(n) for n in [result["layers"][0][1], *(N for N, _ in result["layers"])])
     share = lambda f: f"{f['accuracy']:.2%}"
     rows = [("float", share(result["float"]), "", "32", "", "", "", "")]
-    measured = [*result["widths"], result["codebooks"], result["indexes"], result["chained"]]
+    measured = [*result["widths"], result["codebooks"], result["indexes"], result["chained"],
+                result["banks"]]
     names = [*(f"W{w['bits']}" for w in result["widths"]), "W2, codebook", "W4A4, k-means",
-             "same, chained"]
+             "same, chained", "W(8/4)A8"]
     rows += [(name, share(w), f"{w['logit_error']:.4f}", f"{w['bits_per_weight']:.2f}",
               f"{w['cycles']:,}", f"{w['utilization']:.1%}", f"{w['gops']:.1f}",
               f"{1e3 * w['seconds']:.2f} ms") for name, w in zip(names, measured)]
@@ -500,11 +550,62 @@ def _classifier_table(result):
         "1024 x 1024; the other layers, too small to carry one, are bit-serial. K-means has an "
         "engine of one row, and activations of 4 bits with 0.5 % outliers on each side; the "
         "others have 8. Chained, its layers are one program with 16 indexes between them. "
+        "W(8/4) is sq's 64-(8/4)-0.875: an eighth of the weights in 8 bits. "
         f"Cycles are simulated: {engine['lanes']} lanes, "
         f"{engine['rows']} row{'s' * (engine['rows'] > 1)}, ideal memory; GOPS and time follow at "
         f"{result['clock_hz'] / 1e6:g} MHz, transfers from and to the host excluded. Utilisation "
         f"counts the padding of K = {result['layers'][0][1]} to the {4 * engine['lanes']} inputs "
         "that the engine takes per cycle. Logit error: relative, against the float network.")
+
+
+def _formats_table(result):
+    rows = [(f"{f['format']} {f['name']}", f"{f['accuracy']:.2%}", f"{f['logit_error']:.4f}",
+             f"{f['bits_per_weight']:.2f}", f"{f['cycles']:,}",
+             f"{f['engine']['lanes']} x {f['engine']['rows']}", f"{f['utilization']:.1%}",
+             f"{f['comb']:,}", str(f["bram"]), str(f["dsp"])) for f in result["formats"]]
+    return _table(
+        "The four formats side by side, on the same network",
+        ("format", "accuracy", "logit\nerror", "stored\nbits", "cycles",
+         "lanes\nx rows", "utili-\nsation", "COMB", "BRAM", "DSP"), rows,
+        f"Float: {result['float']['accuracy']:.2%}. COMB, block RAMs and DSPs are an estimate for "
+        f"an ECP5 with {_AREA_MEMORY // 1024} KiB of memory beside the engine "
+        "(python -m hdl.build --dry-run); engines of more rows take more and need fewer cycles. "
+        "--plot FILE draws this table.")
+
+
+def plot(result, path):
+    """Draw the four formats side by side: error, bits, and what an image costs."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise BuildError("--plot draws with matplotlib: pip install 'lutra[dev]'") from None
+    formats = result["formats"]
+    names = [f"{f['format']}\n{f['name']}" for f in formats]
+    panels = (
+        ("test images wrong, %", [100 * (1 - f["accuracy"]) for f in formats], "{:.2f}"),
+        ("error of the logits, relative", [f["logit_error"] for f in formats], "{:.4f}"),
+        ("stored bits per weight", [f["bits_per_weight"] for f in formats], "{:.2f}"),
+        ("cycles per image and row of the engine",
+         [f["cycles"] * f["engine"]["rows"] / result["images"] for f in formats], "{:,.0f}"),
+        ("utilisation, %", [100 * f["utilization"] for f in formats], "{:.1f}"),
+        ("COMB per row, estimated", [f["comb"] / f["engine"]["rows"] for f in formats], "{:,.0f}"))
+    figure = Figure(figsize=(13, 6.5))
+    for axes, (title, values, text) in zip(figure.subplots(2, 3).flat, panels):
+        bars = axes.bar(names, values, color=[f"C{i}" for i in range(len(names))])
+        axes.bar_label(bars, [text.format(value) for value in values], fontsize="small")
+        axes.set_title(title, fontsize="medium")
+        axes.tick_params(axis="x", labelsize=7)
+        axes.margins(y=0.15)
+    wrong = 100 * (1 - result["float"]["accuracy"])
+    figure.axes[0].axhline(wrong, color="k", linestyle=":", label="float")
+    figure.axes[0].legend(fontsize="small")
+    figure.suptitle("Four formats, one classifier of digits "
+                    f"({result['images']} test images, simulated)")
+    figure.tight_layout()
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:      # the latter: no such kind of picture
+        raise FileError(f"{path}: cannot be drawn: {error}") from error
 
 
 def _boards_table(estimates):
@@ -547,13 +648,23 @@ def _parser():
     parser.add_argument("--prepare", action="store_true", help="build the engines and stop")
     parser.add_argument("--quick", action="store_true",
                         help="a small engine, a few images and a small layer, in seconds")
+    parser.add_argument("--plot", type=Path, metavar="FILE",
+                        help="draw the four formats side by side (.png, .svg, .pdf)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     return parser
 
 
 def main(argv=None):
     """Run the command line; returns the exit status (see :func:`hdl.commandline.run`)."""
-    return commandline.run(_parser(), _run, argv)
+    parser = _parser()
+
+    def work(args):
+        if args.plot and args.plot.suffix not in PICTURES:
+            parser.error(f"--plot must name a {', '.join(PICTURES)} file, not {args.plot}")
+        check_out(args.plot)
+        _run(args)
+
+    return commandline.run(parser, work, argv)
 
 
 def _run(args):
@@ -566,6 +677,9 @@ def _run(args):
     start = time.monotonic()
     classifier, layers, engine = run_classifier(plan)
     show(_classifier_table(classifier), "")
+    show(_formats_table(classifier), "")
+    if args.plot:
+        plot(classifier, args.plot)
     boards = run_boards(layers, engine)
     show(_boards_table(boards) if boards else
          "Boards: no estimate, because docs/reports has no report of a placed-and-routed board "
@@ -575,7 +689,7 @@ def _run(args):
     seconds = time.monotonic() - start
     exact = all(f["golden"] == f["outputs"] for f in [
         *classifier["widths"], classifier["codebooks"], classifier["indexes"],
-        classifier["chained"], *large["runs"]])
+        classifier["chained"], classifier["banks"], *large["runs"]])
     if args.json:
         print(json.dumps({"classifier": classifier, "boards": boards, "large": large,
                           "exact": exact, "seconds": round(seconds, 1)}))

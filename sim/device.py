@@ -43,6 +43,8 @@ def default_engine(format="bitserial", **fields: Any) -> dict[str, Any]:
         lanes = fields.get("lanes", engine["lanes"])
         engine |= dict(v=v, b=b, builders=8, scale_points=1, zero_points=False,
                        block_ram_blocks=lanes * v // 32 if b > 5 else 0)
+    if format == "sq":
+        engine |= dict(activation_bits=8, bank=64, high_lanes=2, turns=4)
     return engine | fields
 
 
@@ -142,7 +144,8 @@ class SimTransport(Transport):
         """
         if engine.format != q.format and "format" in self.fixed:
             return False
-        needs = {name: value for name, value in needs.items() if name not in self.fixed}
+        needs = {name: value[0] if isinstance(value, tuple) else value
+                 for name, value in needs.items() if name not in self.fixed}
         if engine.format == q.format and all(getattr(engine, name) == needs.get(name)
                                              for name in ("v", "b") if name in needs):
             wanted = engine.replace(**needs)

@@ -17,7 +17,8 @@ __all__ = ["add_options", "arrays", "check_out", "configuration", "describe", "g
            "read_array", "rows"]
 
 _FIELDS = ("bits", "group_size", "scheme", "method", "v", "codebooks", "code_bits",
-           "activation_bits", "outliers")
+           "activation_bits", "outliers", "bank", "sparsity", "high", "low", "side", "storage",
+           "importance", "smoothing")
 _OPTIONS = ("format", *_FIELDS, "calibration", "sensitivity")
 _DTYPES = ("F16", "BF16", "F32", "F64")     # of safetensors; NumPy does not know all there are
 
@@ -41,13 +42,25 @@ def add_options(parser):
     field("--scheme", choices=["symmetric", "asymmetric", "ternary", "binary"],
           help="bitserial (default: symmetric)")
     field("--method", choices=["rtn", "gptq"],
-          help="bitserial (default: gptq with --calibration, else rtn)")
+          help="bitserial, sq (default: gptq with --calibration, else rtn)")
     field("--v", type=int, help="psumbook: weights in a chunk, 2, 4 or 8 (default: 8)")
     field("--codebooks", type=int, help="psumbook: additive codebooks, 1..4 (default: 2)")
     field("--code-bits", type=int, help="psumbook: bits of a code, 4..8 (default: 8)")
     field("--activation-bits", type=int, help="kmeans: bits of an index, 2..4 (default: 4)")
     field("--outliers", type=float, metavar="PART",
           help="kmeans: part of a token kept as outliers on each side (default: 0.005)")
+    field("--bank", type=int, help="sq: weights of a bank, 32, 64 or 128 (default: 64)")
+    field("--sparsity", type=float, metavar="PART",
+          help="sq: part of a bank that is low, 0.5 and more (default: 0.875)")
+    field("--high", type=int, help="sq: bits of what is high, 8")
+    field("--low", type=int, help="sq: bits of what is low, 2, 3 or 4 (default: 4)")
+    field("--side", choices=["weight"], help="sq: the operand in two precisions (default: weight)")
+    field("--storage", choices=["sentinel", "mask"],
+          help="sq: how a file says what is high (default: the smaller)")
+    field("--importance", choices=["gptq", "paper"],
+          help="sq: by what high weights are chosen (default: gptq)")
+    field("--smoothing", type=float, metavar="STRENGTH",
+          help="sq: SmoothQuant's migration strength, 0..1 (default: the best on --calibration)")
     field("--calibration", type=Path, metavar="FILE.npy",
           help="inputs of the layer, [tokens, in_features]")
     field("--sensitivity", type=Path, metavar="FILE.npy",

@@ -8,10 +8,11 @@ from typing import NamedTuple
 from host.formats.bitserial import BitSerial, BitSerialMatrix
 from host.formats.kmeans import KMeans, KMeansMatrix
 from host.formats.psumbook import Psumbook, PsumbookMatrix
+from host.formats.sq import SQ, SQMatrix
 from host.matrix import QuantizedMatrix
 
-__all__ = ["FORMATS", "BitSerial", "BitSerialMatrix", "Format", "KMeans", "KMeansMatrix",
-           "Psumbook", "PsumbookMatrix"]
+__all__ = ["FORMATS", "SQ", "BitSerial", "BitSerialMatrix", "Format", "KMeans", "KMeansMatrix",
+           "Psumbook", "PsumbookMatrix", "SQMatrix"]
 
 
 class Format(NamedTuple):
@@ -25,4 +26,5 @@ FORMATS = {
     "bitserial": Format(BitSerial, BitSerialMatrix),
     "psumbook": Format(Psumbook, PsumbookMatrix),
     "kmeans": Format(KMeans, KMeansMatrix),
+    "sq": Format(SQ, SQMatrix),
 }

@@ -21,7 +21,7 @@ from host.formats.common import (
     relative_scales,
     string,
 )
-from host.formats.hessian import damped_hessian, inverse_factor
+from host.formats.hessian import damped_hessian, descend, feed_back, inverse_factor
 from host.matrix import QuantizedMatrix, check_array, pack_bits, row_blocks, unpack_bits
 
 __all__ = ["BitSerial", "BitSerialMatrix"]
@@ -349,42 +349,32 @@ class _Quantizer:
         steps, origins : ndarray of float64, [groups, rows]
         levels : ndarray of float64, [K, rows]
         """
-        w, levels = w.copy(), np.empty_like(w)
+        levels = np.empty_like(w)
         weight = self.hessian.diagonal()
         steps, origins = np.empty((2, len(self.groups), w.shape[1]))
         size = self.groups[0].stop
-        for block in self.blocks:
-            errors = np.empty_like(w[block])
-            for i in range(block.start, block.stop):
-                j = i // size
-                if i == self.groups[j].start:
-                    group = self.groups[j]
-                    steps[j], origins[j] = _search(w[group], weight[group], self.config)
-                levels[i] = _levels(w[i], steps[j], origins[j], self.config)
-                errors[i - block.start] = error = \
-                    (w[i] - steps[j] * levels[i]) / self.inverse[i, i]
-                w[i + 1:block.stop] -= np.outer(self.inverse[i, i + 1:block.stop], error)
-            w[block.stop:] -= self.inverse[block, block.stop:].T @ errors
-            self.tick()
+
+        def rounded(i, now):
+            j = i // size
+            if i == self.groups[j].start:
+                group = self.groups[j]
+                steps[j], origins[j] = _search(now[group], weight[group], self.config)
+            levels[i] = _levels(now[i], steps[j], origins[j], self.config)
+            return steps[j] * levels[i]
+
+        feed_back(w, self.inverse, self.blocks, rounded, self.tick)
         return steps, origins, levels
 
     def _descend(self, w, steps, origins, levels):
         """Improve `levels` in place: coordinate descent on the quadratic output error."""
         expand = lambda groups: np.repeat(groups, self.groups[0].stop, axis=0)[:len(w)]
         steps, origins = expand(steps), expand(origins)
-        residual = self.hessian @ (w - steps * levels)
-        for _ in range(_SWEEPS):
-            for block in self.blocks:
-                local, change = residual[block].copy(), np.empty_like(w[block])
-                for i in range(block.start, block.stop):
-                    k = i - block.start
-                    value = steps[i] * levels[i]
-                    wanted = value + local[k] / self.hessian[i, i]
-                    levels[i] = _levels(wanted, steps[i], origins[i], self.config)
-                    change[k] = steps[i] * levels[i] - value
-                    local[k + 1:] -= np.outer(self.hessian[i, i + 1:block.stop], change[k])
-                residual -= self.hessian[:, block] @ change
-                self.tick()
+
+        def rounded(i, wanted):
+            levels[i] = _levels(wanted, steps[i], origins[i], self.config)
+            return steps[i] * levels[i]
+
+        descend(w, self.hessian, self.blocks, steps * levels, rounded, _SWEEPS, self.tick)
 
 
 def _half(config):

@@ -1,11 +1,11 @@
-"""What calibration data say about a layer: the Hessian of its output error."""
+"""What calibration data say about a layer: the Hessian of its output error, and how to use it."""
 
 import numpy as np
 import scipy.linalg
 
 from host.matrix import row_blocks
 
-__all__ = ["damped_hessian", "inverse_factor"]
+__all__ = ["damped_hessian", "descend", "feed_back", "inverse_factor"]
 
 _DAMPING = 0.01         # of the Hessian's mean diagonal, as in the GPTQ paper
 
@@ -62,3 +62,58 @@ def inverse_factor(hessian):
     # hessian = R @ R.T with R upper triangular (a Cholesky factor in reverse order), U = 1 / R.
     R = scipy.linalg.cholesky(hessian[::-1, ::-1], lower=True)[::-1, ::-1]
     return np.ascontiguousarray(scipy.linalg.lapack.dtrtri(R)[0])
+
+
+def feed_back(w, inverse, blocks, rounded, tick):
+    """Round column by column; later columns make up for the error of earlier ones (GPTQ).
+
+    Parameters
+    ----------
+    w : ndarray of float64, [K, rows]
+    inverse : ndarray of float64, [K, K]
+        As of :func:`inverse_factor`.
+    blocks : list of slice
+        Columns between two updates of all later ones.
+    rounded : callable
+        ``rounded(i, now)`` gives the values [rows] that column `i` gets, where all of `w` is what
+        `now` says: for every column once, in order.
+    tick : callable
+        Called once per block.
+    """
+    w = w.copy()
+    for block in blocks:
+        errors = np.empty_like(w[block])
+        for i in range(block.start, block.stop):
+            errors[i - block.start] = error = (w[i] - rounded(i, w)) / inverse[i, i]
+            w[i + 1:block.stop] -= np.outer(inverse[i, i + 1:block.stop], error)
+        w[block.stop:] -= inverse[block, block.stop:].T @ errors
+        tick()
+
+
+def descend(w, hessian, blocks, values, rounded, sweeps, tick):
+    """Improve `values` in place: coordinate descent on the quadratic output error.
+
+    Parameters
+    ----------
+    w, values : ndarray of float64, [K, rows]
+    hessian : ndarray of float64, [K, K]
+    blocks : list of slice
+        Columns between two updates of all residuals.
+    rounded : callable
+        ``rounded(i, wanted)`` gives the values [rows] that column `i` gets instead.
+    sweeps : int
+    tick : callable
+        Called once per block and sweep.
+    """
+    residual = hessian @ (w - values)
+    for _ in range(sweeps):
+        for block in blocks:
+            local, change = residual[block].copy(), np.empty_like(w[block])
+            for i in range(block.start, block.stop):
+                k = i - block.start
+                new = rounded(i, values[i] + local[k] / hessian[i, i])
+                change[k] = new - values[i]
+                values[i] = new
+                local[k + 1:] -= np.outer(hessian[i, i + 1:block.stop], change[k])
+            residual -= hessian[:, block] @ change
+            tick()

@@ -136,7 +136,7 @@ def test_approximates_the_float_layers(devices):
 
 def test_factors_round_to_what_the_device_has():
     limits = {"bound": 2**30, "room": 2**40}
-    r = requantization(2.0 ** np.arange(-38, -14), np.full(24, 103.0), 4, 10, **limits)
+    r = requantization(2.0 ** np.arange(-38, -14), np.full(24, 103.0), 8, 10, **limits)
     # Smaller ones too, as long as no accumulator saturates early.
     for bound, legal in ((2**45 - 1, True), (2**45, False)):
         try:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hdl.config import EngineConfig
-from sim import bench, psumbook_bench
+from sim import bench, psumbook_bench, sq_bench
 from sim.measure import identity
 
 
@@ -38,8 +38,8 @@ def test_sweep(small, tmp_path, capsys):
     picture, saved = tmp_path / "sweep.svg", tmp_path / "sweep.json"
     assert bench.main(["--sweep", "psumbook", "--plot", str(picture), "--save", str(saved),
                        "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["sweep"]
-    assert json.loads(saved.read_text())["sweep"] == rows and "<svg" in picture.read_text()
+    rows = json.loads(capsys.readouterr().out)["psumbook-sweep"]
+    assert json.loads(saved.read_text())["psumbook-sweep"] == rows and "<svg" in picture.read_text()
     assert {(r["m"], r["v"], r["b"], r["g"]) for r in rows} >= {(2, 8, 8, 128), (1, 4, 8, "row")}
     cost = lambda r: (r["bits"], r["error"], r["cycles"])
     front = [r for r in rows if r["pareto"]]
@@ -54,9 +54,33 @@ def test_sweep(small, tmp_path, capsys):
     assert row["cycles"] == 4096 * 16 and row["macs_per_cycle"] == 256
 
 
+def test_sweep_of_banks(tmp_path, capsys, monkeypatch):
+    sweep = sq_bench.sweep
+    monkeypatch.setattr(sq_bench, "sweep", lambda progress: sweep(progress, sample=64))
+    picture = tmp_path / "sweep.svg"
+    assert bench.main(["--sweep", "sq", "--plot", str(picture), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["sq-sweep"]
+    assert "<svg" in picture.read_text()
+    by_key = {(r["b"], r["s"], r["low"], r["storage"]): r for r in rows}
+    assert len(by_key) == len(rows) == 2 * 3 * (5 + 6 + 6)
+    row = by_key[64, 0.875, 4, "sentinel"]
+    # 4096 x 4096, 64 lanes, 4 N tiles of 16 K tiles: two sums, and four planes for every column.
+    assert row["bits"] == round(5 + 19 / 64 + 32 / 4096, 3) and row["paper_bits"] == 4.5
+    assert row["cycles"] == 4 * 16 * (4 * 1024 + 2) and row["high_lanes"] == 2
+    assert row["image_bits"] == pytest.approx((256 + 4 * (10 + 2 * 14)) / 64, rel=1e-3)
+    assert by_key[64, 0.875, 4, "mask"]["bits"] > row["bits"]
+    assert by_key[64, 0.5, 4, "mask"]["bits"] < by_key[64, 0.5, 4, "sentinel"]["bits"]
+    cost = lambda r: (r["bits"], r["error"], r["cycles"])
+    front = [r for r in rows if r["pareto"]]
+    for row in rows:
+        beaten = any(all(a <= b for a, b in zip(cost(f), cost(row))) and cost(f) != cost(row)
+                     for f in front)
+        assert beaten != row["pareto"]
+
+
 @pytest.mark.parametrize("args, message", [
     (("--nonsense",), "unrecognized arguments"), (("--only", "areas"), "invalid choice: 'areas'"),
-    (("--plot", "a.svg"), "give --sweep psumbook"),
+    (("--plot", "a.svg"), "give --sweep psumbook or sq"),
     (("--sweep", "psumbook", "--plot", "a.txt"), r".png, .svg, .pdf file, not a.txt"),
 ])
 def test_usage(args, message, capsys):

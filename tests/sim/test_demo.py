@@ -14,7 +14,7 @@ from host.performance import one_pass
 from sim import demo, digits, golden
 
 TINY = demo.Plan(engines=demo.QUICK.engines, psumbook=demo.QUICK.psumbook,
-                 kmeans=demo.QUICK.kmeans, images=1, size=32, tokens=(1, 2))
+                 kmeans=demo.QUICK.kmeans, sq=demo.QUICK.sq, images=1, size=32, tokens=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,24 @@ class TestQuick:
         found, apart = quick["classifier"]["chained"], quick["classifier"]["indexes"]
         assert found["outputs"] == found["golden"] == 10 * quick["classifier"]["images"]
         assert abs(found["right"] - apart["right"]) <= 2
+
+    def test_banks_are_exact_and_cost_nothing(self, quick):
+        found, w4 = quick["classifier"]["banks"], quick["classifier"]["widths"][1]
+        assert found["golden"] == found["outputs"] == 8 * (1024 + 1024 + 10)
+        assert found["accuracy"] >= 7 / 8 and found["logit_error"] < 0.02
+        # Four low planes, and two beats per K tile more than W4 takes.
+        assert found["cycles"] < 1.03 * w4["cycles"]
+        # Sentinels: 5 bits, a scale and an exponent per bank, 32 bits per row; smoothing.
+        assert 5 + 19 / 64 + 32 / 1024 <= found["bits_per_weight"] < 5.5
+
+    def test_four_formats_side_by_side(self, quick):
+        found = {f["format"]: f for f in quick["classifier"]["formats"]}
+        assert list(found) == ["bitserial", "psumbook", "kmeans", "sq"]
+        for f in found.values():
+            assert f["engine"]["format"] == f["format"] and f["golden"] == f["outputs"]
+            assert min(f["comb"], f["bram"], f["dsp"]) > 0
+        assert found["bitserial"]["cycles"] == quick["classifier"]["widths"][1]["cycles"]
+        assert found["sq"]["dsp"] > found["bitserial"]["dsp"]
 
     def test_indexes_are_exact_and_cost_little(self, quick):
         found = quick["classifier"]["indexes"]
@@ -235,7 +253,8 @@ class TestPrepare:
 
         monkeypatch.setattr(host, "open", fake)
         assert demo.main(["--prepare"]) == 0
-        assert opened == [*demo.FULL.engines.values(), demo.FULL.psumbook, demo.FULL.kmeans]
+        assert opened == [*demo.FULL.engines.values(), demo.FULL.psumbook, demo.FULL.kmeans,
+                          demo.FULL.sq]
         out, err = capsys.readouterr()
         assert out == ""
         return err

@@ -1,0 +1,303 @@
+"""Measurements of the sq format: utilisation, cores, errors, selectors, a sweep of the design."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from hdl.config import EngineConfig
+from hdl.errors import BuildError, FileError
+from sim.measure import identity, measure, routed
+
+__all__ = ["core_rows", "error_rows", "plot", "relation_rows", "selector_rows", "sweep",
+           "utilization_rows"]
+
+_INTEGERS = (4, 5, 6, 8)
+
+
+def engine(family="ecp5", **fields: Any):
+    """An engine for sq, by default of 64 lanes for ``64-(8/4)-0.875``."""
+    return EngineConfig(**{
+        **dict(format="sq", family=family, lanes=64, bank=64, high_lanes=2, turns=4,
+               activation_bits=8), **fields})
+
+
+def _name(config):
+    """Parameters as the paper writes them."""
+    return f"{config.bank}-({config.high}/{config.low})-{config.sparsity:g}"
+
+
+def random_sq(rng, N, K, **fields):
+    """An sq matrix of random weights."""
+    import host
+    from host.formats.sq import SQ
+
+    config = SQ(**fields)
+    banks, count = config.banks(K), config.high_count
+    mask = np.argsort(rng.random((N, banks, config.bank), np.float32), axis=2) < count
+    most = config.low_max
+    return host.from_codes(
+        "sq", low=rng.integers(-most, most + 1, (N, banks * config.bank)),
+        mask=mask.reshape(N, -1), high=rng.integers(-127, 128, (N, banks, count)),
+        scales=rng.random((N, banks)) + 0.1, exponents=rng.integers(-4, 4, (N, banks)),
+        bank=config.bank, sparsity=config.sparsity, bits=config.low, K=K)
+
+
+def utilization_rows(progress):
+    """Low MACs of the matrix over cycles times those of the dense part, ideal memory."""
+    rows = []
+    for fields, M, N, K, options, limit in (
+            (dict(), 1, 4096, 4096, "", 0.95),
+            (dict(sparsity=0.75), 1, 4096, 4096, "", 0.95),
+            (dict(sparsity=0.75), 1, 4096, 4096, "format=sq&high_lanes=2", None),
+            (dict(low=2, sparsity=0.75), 1, 4096, 4096, "", None),
+            (dict(low=3), 1, 4096, 4096, "", None),
+            (dict(bank=32), 1, 4096, 4096, "", None),
+            (dict(bank=128, sparsity=0.9375), 1, 4096, 4096, "", None),
+            (dict(), 4, 4096, 4096, "rows=4", None),
+            (dict(), 1, 1024, 1024, "", None)):
+        q = random_sq(np.random.default_rng(0), N, K, **fields)
+        stats = measure(f"sim:?{options}" if options else "sim:", q, M, progress)
+        rows.append({
+            "weights": _name(q.config), "M": M, "N": N, "K": K, "engine": options or "default",
+            "cycles": stats["cycles"], "macs_per_cycle": stats["peak_macs_per_cycle"],
+            "utilization": round(stats["utilization"], 4), "limit": limit,
+            "met": None if limit is None else stats["utilization"] >= limit,
+            **stats["identity"]})
+    return rows
+
+
+_AREA_LIMIT = 0.7       # of the engine with all weights at eight bits
+
+
+def core_rows(progress):
+    """Area and clock of sq cores and of bit-serial ones with as many MACs per cycle, ECP5."""
+    from hdl.core import Core
+
+    def serial(lanes, **fields):
+        return EngineConfig(family="ecp5", lanes=lanes, scale_points=lanes // 16,
+                            activation_bits=8, zero_points=False, **fields)
+
+    rows = []
+    for lanes, cells in ((64, {}), (64, {"rows": 4}), (128, {})):
+        macs = 4 * lanes // 4 * cells.get("rows", 1)
+        found = {}
+        for name, config in (
+                ("64-(8/4)-0.875", engine(lanes=lanes, **cells)),
+                ("64-(8/4)-0.75", engine(lanes=lanes, high_lanes=4, **cells)),
+                ("W4, groups of 64", serial(lanes, **cells)),
+                ("W8, groups of 64", serial(2 * lanes, **cells))):
+            found[name] = routed(Core(config), f"core {name}, {lanes} lanes", progress,
+                                 mhz=110) | {"lanes": config.lanes} | identity(config)
+        four, eight = found["W4, groups of 64"], found["W8, groups of 64"]
+        # Of 6 / 4 times the lanes, which is no engine: as far between the two as its bits are.
+        found["W6, groups of 64, interpolated"] = {
+            key: round((four[key] + eight[key]) / 2) for key in ("comb", "ff", "max", "ebr", "dsp")
+        } | {"mhz": None, "mhz_seeds": None, "lanes": 3 * lanes // 2, "parameters": None,
+             "digest": None}
+        for name, area in found.items():
+            sparse = name.startswith("64-")
+            goal = name == "64-(8/4)-0.875"
+            share = area["comb"] / eight["comb"]
+            rows.append({
+                "core": name, "rows": cells.get("rows", 1), "macs": macs, **area,
+                "of_w8": round(share, 3),
+                "of_w6": round(area["comb"] / found["W6, groups of 64, interpolated"]["comb"], 3)
+                if sparse else None,
+                "limit": _AREA_LIMIT if goal else None,
+                "met": share <= _AREA_LIMIT if goal else None})
+    return rows
+
+
+def selector_rows(progress):
+    """Finding and fetching the activations of eight high weights of 64, two per cycle, ECP5."""
+    from sim.selectors import MultiplexedActivations, PlaceFinder, RAMActivations
+
+    units = (
+        ("places from sentinels", PlaceFinder(64, 2, "sentinel"), 4 + 1),
+        ("places from a mask", PlaceFinder(64, 2, "mask"), 4 + 1 + 1),
+        ("places in the stream", None, 4 + 8 * (8 + 6) / 64),
+        ("activations from RAM", RAMActivations(64, 2, "ecp5"), None),
+        ("activations by multiplexers", MultiplexedActivations(64, 2, "ecp5"), None))
+    rows = []
+    for name, unit, bits in units:
+        area = routed(unit, name, progress, mhz=150) if unit is not None else {
+            key: 0 for key in ("comb", "ff", "max", "ebr", "dsp")} | {"mhz": None,
+                                                                     "mhz_seeds": None}
+        # Of a weight, with four low bits at every place, scales not counted.
+        rows.append({"unit": name, **area, "stream_bits": bits})
+    return rows
+
+
+def _relative(W, approximate):
+    """Root of the mean squared error over that of the weights."""
+    return float(np.sqrt(np.square(approximate - W).mean() / np.square(W).mean()))
+
+
+def _layers(size=1024):
+    """Weights and inputs: (name, W, calibration, test); of drawn ones no inputs."""
+    from sim import digits
+
+    rng = np.random.default_rng(0)
+    yield "Gaussian", rng.standard_normal((size, size)).astype(np.float32), None, None
+    yield "Student's t, 4", rng.standard_t(4, (size, size)).astype(np.float32), None, None
+    model = digits.load()
+    yield ("digits, 1024 x 1024", model.weights[1], model.run(model.train)[1],
+           model.run(model.test)[1])
+    K, tokens = 2048, 4096
+    mix = rng.standard_normal((256, K)) * rng.lognormal(sigma=0.7, size=K)
+    x = rng.standard_normal((tokens + 512, 256)) @ mix / 16
+    x = (x + 0.3 * rng.standard_normal(x.shape)).astype(np.float32)
+    W = (rng.standard_t(5, (size, K)) / np.sqrt(K)).astype(np.float32)
+    yield "t, 5, correlated inputs, 1024 x 2048", W, x[:tokens], x[tokens:]
+
+
+_POINTS: tuple[dict[str, Any], ...] = (
+    dict(low=2, sparsity=0.875), dict(low=2, sparsity=0.75), dict(low=3, sparsity=0.9375),
+    dict(low=3), dict(low=3, sparsity=0.75), dict(bank=128, sparsity=0.9375),
+    dict(sparsity=0.9375), dict(bank=32), dict(), dict(bank=128), dict(bank=32, sparsity=0.75),
+    dict(sparsity=0.75), dict(bank=128, sparsity=0.75), dict(low=2, sparsity=0.5),
+    dict(low=3, sparsity=0.5), dict(sparsity=0.5))
+
+
+def error_rows(progress):
+    """Error of weights, and of outputs where there are inputs, against stored bits."""
+    import host
+    from host.formats.sq import SQ
+    from sim.quantizer_bench import output_error
+
+    rows = []
+    for layer, W, calibration, test in _layers():
+        cases = [("sq", _name(SQ(**fields)), fields) for fields in _POINTS]
+        cases += [("bitserial", f"INT{bits}, groups of {group}",
+                   dict(bits=bits, group_size=group))
+                  for bits in _INTEGERS for group in (32, 64, 128)]
+        found = []
+        for format, name, fields in cases:
+            progress(f"{layer}: {name}")
+            q = host.quantize(W, format, **fields)
+            row = {"layer": layer, "format": format, "weights": name,
+                   "paper_bits": q.config.paper_bits if format == "sq" else None,
+                   "bits": round(q.bits_per_weight, 3),
+                   "error": float(f"{_relative(W, q.dequantize()):.3g}"), "output_error": None}
+            if calibration is not None:
+                q = host.quantize(W, format, calibration=calibration, **fields)
+                row["output_error"] = float(
+                    f"{np.sqrt(output_error(W, q.dequantize(), test)):.3g}")
+            found.append(row)
+        for row in found:
+            row["over_integers"] = {
+                key: _over_integers(row, found, key) for key in ("error", "output_error")
+            } if row["format"] == "sq" else None
+        rows += found
+    return rows
+
+
+def _over_integers(row, found, key):
+    """An error over that of integers in as many bits: on their front, straight in the logarithm."""
+    if row[key] is None:
+        return None
+    points = sorted((r["bits"], r[key]) for r in found if r["format"] == "bitserial")
+    front = [p for p in points if not any(o[0] <= p[0] and o[1] < p[1] for o in points)]
+    if not front[0][0] <= row["bits"] <= front[-1][0]:
+        return None
+    bits, errors = zip(*front)
+    return round(row[key] / float(np.exp(np.interp(row["bits"], bits, np.log(errors)))), 3)
+
+
+def relation_rows(progress):
+    """Errors with a power of two between the steps of a bank, with any, and with a fixed one."""
+    from host.formats.sq import SQ
+    from host.formats.sq_training import Banks
+
+    rows = []
+    for layer, W, _, _ in itertools.islice(_layers(), 3):
+        for fields in (dict(), dict(sparsity=0.75), dict(bank=32), dict(low=3), dict(low=2)):
+            config = SQ(**fields)
+            errors = {}
+            for relation in ("power", "free", "fixed"):
+                progress(f"{layer}: {_name(config)}, {relation}")
+                banks = Banks(config, W.shape[1], np.ones(W.shape[1]), np.ones(W.shape[1]),
+                              relation)
+                w = W.T.astype(np.float64, order="C")
+                errors[relation] = _relative(w, banks.values(w))
+            rows.append({
+                "layer": layer, "weights": _name(config),
+                **{name: float(f"{error:.3g}") for name, error in errors.items()},
+                "power_over_free": round(errors["power"] / errors["free"], 4),
+                "fixed_over_free": round(errors["fixed"] / errors["free"], 2)})
+    return rows
+
+
+def sweep(progress, size=4096, sample=512):
+    """Trade-offs of the sq format: error, stored bits, cycles and area over (b, s, low, storage).
+
+    The error is that of a Student-t matrix of `sample` rows and columns; bits and cycles are of a
+    `size` x `size` matrix and one token from ideal memory, cycles and area by the models of
+    :mod:`host.performance` and :mod:`hdl.estimate` for 64 lanes on an ECP5, with high lanes for
+    the full rate of the low planes.
+    """
+    import host
+    from hdl.config import DeviceConfig
+    from hdl.estimate import estimate
+    from host.formats.sq import SQ
+    from host.pack import column_beats
+    from host.performance import one_pass
+
+    W = np.random.default_rng(0).standard_t(4, (sample, sample)).astype(np.float32)
+    rows = []
+    for bank, high, low in itertools.product((32, 64, 128), (1, 2, 4, 8, 16, 32), (2, 3, 4)):
+        if high > bank // 2:
+            continue
+        config = SQ(bank=bank, sparsity=1 - high / bank, low=low)
+        progress(_name(config))
+        q = host.quantize(W, config)
+        lanes, turns = (q.needs(8)[name][0] for name in ("high_lanes", "turns"))
+        machine = engine(bank=bank, high_lanes=lanes, turns=turns, address_bits=16)
+        area = estimate(DeviceConfig(engine=machine, memory="onchip", memory_beats=1024))
+        work = one_pass(machine, (size, size), group_size=bank, planes=column_beats(q, machine),
+                        zeros=True)
+        shared = {"error": float(f"{_relative(W, q.dequantize()):.3g}"), "cycles": work.cycles,
+                  "macs_per_cycle": round(size**2 / work.cycles), "high_lanes": lanes,
+                  "image_bits": round(work.beats * (machine.code_bits + machine.side_bits)
+                                      / size**2, 3),
+                  "comb": area["comb"], "ebr": area["bram"], "dsp": area["dsp"]}
+        for storage in ("sentinel", "mask"):
+            code = low + 8 * high / bank if storage == "sentinel" else \
+                1 + low * config.sparsity + 8 * high / bank
+            rows.append({"b": bank, "s": config.sparsity, "low": low, "storage": storage,
+                         "bits": round(code + 19 / bank + 32 / size, 3),
+                         "paper_bits": config.paper_bits, **shared})
+    costs = [(row["bits"], row["error"], row["cycles"]) for row in rows]
+    for row, cost in zip(rows, costs):
+        row["pareto"] = not any(other != cost and all(a <= b for a, b in zip(other, cost))
+                                for other in costs)
+    return sorted(rows, key=lambda row: row["bits"])
+
+
+def plot(rows, path):
+    """Error over bits of a sweep, a marker per bank, a colour per low width; beside it the area."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise BuildError("--plot draws with matplotlib: pip install 'lutra[dev]'") from None
+
+    figure = Figure(figsize=(11, 4.5))
+    left, right = figure.subplots(1, 2)
+    for axes, key, label in ((left, "bits", "stored bits per weight"),
+                             (right, "comb", "COMB of the device, estimated")):
+        for (bank, marker), (i, low) in itertools.product(
+                ((32, "o"), (64, "s"), (128, "^")), enumerate((2, 3, 4))):
+            for front in (True, False):
+                chosen = [r for r in rows if r["b"] == bank and r["low"] == low
+                          and r["pareto"] is front]
+                axes.semilogy([r[key] for r in chosen], [r["error"] for r in chosen], marker,
+                              color=f"C{i}", fillstyle="full" if front else "none",
+                              label=f"b = {bank}, 8/{low}" if front and axes is left else None)
+        axes.set(xlabel=label, ylabel="error, relative")
+    left.legend(fontsize="small")
+    figure.suptitle("sq: Student-t weights; filled: Pareto front of bits, error and cycles")
+    try:
+        figure.savefig(path, bbox_inches="tight")
+    except (OSError, ValueError) as error:      # the latter: no such kind of picture
+        raise FileError(f"{path}: cannot be drawn: {error}") from error

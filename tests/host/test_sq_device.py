@@ -1,0 +1,152 @@
+"""SQ matrices on simulated devices: exact for any bank, sparsity, low bits, M, N and K."""
+
+import os
+
+import numpy as np
+import pytest
+
+import host
+import sim.golden
+from hdl.config import EngineConfig
+from host.formats.sq import SQ, SQMatrix
+from host.performance import matmul_cycles
+from tests.host.test_sq import random_matrix
+
+SEED = int(os.environ.get("LUTRA_SEED", "1"))
+SMALL = "&n_tile=64&activation_bytes=1024&memory_mib=4"
+DEVICES = {
+    "two rows": f"sim:?format=sq&bank=64&high_lanes=2&turns=4&lanes=64&rows=2{SMALL}",
+    "two columns": f"sim:?format=sq&bank=32&high_lanes=1&turns=2&lanes=32&columns=2"
+                   f"&builders=2{SMALL}",
+    # Banks that the sparse part is ahead of.
+    "block RAM": f"sim:?format=sq&bank=128&high_lanes=8&lanes=32&block_ram_blocks=4{SMALL}",
+}
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def device(request):
+    with host.open(DEVICES[request.param]) as opened:
+        yield opened
+
+
+def fields(rng, engine):
+    """A configuration that an engine can run."""
+    most = min(engine.bank // 2, 8 * engine.high_lanes)
+    count = int(rng.choice([1, most, rng.integers(1, most + 1)]))
+    return {"bank": engine.bank, "sparsity": 1 - count / engine.bank,
+            "low": int(rng.integers(2, 5)), "storage": str(rng.choice(["sentinel", "mask"]))}
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + 25))
+def test_random_products(device, seed):
+    rng = np.random.default_rng(seed)
+    N, K = (int(rng.choice([1, rng.integers(1, 20), rng.integers(1, most)])) for most in (300, 700))
+    M = int(rng.integers(1, 6))
+    q = random_matrix(rng, N, K, **fields(rng, device.engine))
+    x = rng.integers(-127, 128, (M, K))
+    x[0] = rng.choice([-127, 0, 127])
+    layer = device.load(q)
+    assert np.array_equal(layer.integers(x), sim.golden.integers(q, x)), (seed, N, K, M, q.config)
+    tokens = rng.standard_normal((M, K)).astype(np.float32)
+    assert np.array_equal(layer(tokens), sim.golden.matmul(q, tokens))
+    layer.free()
+
+
+def test_largest_sums(device):
+    """Every product at its largest: no width is too small."""
+    engine = device.engine
+    count = min(engine.bank // 2, 8 * engine.high_lanes)
+    config = SQ(bank=engine.bank, sparsity=1 - count / engine.bank)
+    K = 4 * engine.tile_k
+    banks = config.banks(K)
+    low = np.full((9, banks, engine.bank), 7, np.int8)
+    low[:, :, :count] = config.sentinel
+    q = SQMatrix(config, (9, K), low.reshape(9, -1),
+                 np.full((9, banks, count), 127, np.int8), np.full((9, banks), 65535, np.uint16),
+                 np.full((9, banks), 7, np.uint8), np.ones(9, np.float32))
+    x = np.array([[127] * K, [-127] * K])
+    layer = device.load(q)
+    assert np.array_equal(layer.integers(x), sim.golden.integers(q, x))
+    # The dense part alone, as large as it can be beside sentinels.
+    low = np.where(low == config.sentinel, config.sentinel, -7)
+    q = SQMatrix(config, (9, K), low.reshape(9, -1).astype(np.int8),
+                 np.zeros((9, banks, count), np.int8), np.full((9, banks), 65535, np.uint16),
+                 np.full((9, banks), 7, np.uint8), np.ones(9, np.float32))
+    assert np.array_equal(device.load(q).integers(x), sim.golden.integers(q, x))
+
+
+def test_chain_with_requantisation(device):
+    rng = np.random.default_rng(SEED)
+    first = random_matrix(rng, 40, 70, **fields(rng, device.engine))
+    second = random_matrix(rng, 12, 40, **fields(rng, device.engine))
+    x = rng.standard_normal((5, 70)).astype(np.float32)
+    scale = float(np.abs(sim.golden.matmul(first, x)).max() / 100)
+    chain = device.chain([
+        device.load(first, bias=rng.standard_normal(40) * scale * 20, activation="relu",
+                    out="int8", out_scale=scale), device.load(second)])
+    assert np.array_equal(chain(x), sim.golden.chain(chain, x))
+
+
+def test_cycles_are_those_of_the_model(device):
+    rng = np.random.default_rng(0)
+    engine = device.engine
+    for N, K, M, count in ((300, 500, 2, engine.high_lanes), (300, 300, 1, 4 * engine.high_lanes)):
+        q = random_matrix(rng, N, K, bank=engine.bank, sparsity=1 - count / engine.bank, low=2)
+        layer = device.load(q)
+        layer.integers(rng.integers(-127, 128, (M, K)))
+        assert layer.stats["cycles"] == pytest.approx(matmul_cycles(engine, q, M), rel=0.06)
+        assert layer.stats["peak_macs_per_cycle"] == engine.tile_k * engine.cells / 2
+
+
+def test_wide_activations_are_refused(device):
+    layer = device.load(random_matrix(np.random.default_rng(0), 8, 16, bank=device.engine.bank,
+                                      sparsity=1 - 2 / device.engine.bank))
+    with pytest.raises(host.ArgumentError, match=r"sq .* int8"):
+        layer.integers(np.full((1, 16), 300))
+    assert layer.integers(np.zeros((1, 16), int)).shape == (1, 8)
+
+
+def test_other_banks_need_another_engine(device):
+    bank = 64 if device.engine.bank != 64 else 32
+    q = random_matrix(np.random.default_rng(0), 8, 16, bank=bank)
+    with pytest.raises(host.DeviceError, match=rf"built with bank=\d+; .* need bank={bank}"):
+        device.load(q)
+
+
+def test_more_high_weights_than_beats_bring():
+    with host.open(DEVICES["two columns"]) as device:
+        q = random_matrix(np.random.default_rng(0), 8, 16, bank=32, sparsity=0.5)
+        with pytest.raises(host.DeviceError, match=r"high_lanes=1; .* high_lanes=4 or 8"):
+            device.load(q)
+
+
+def test_any_format_becomes_it_and_it_any_other():
+    rng = np.random.default_rng(0)
+    with host.open(f"sim:?lanes=32{SMALL}") as device:
+        for q in (random_matrix(rng, 20, 100, sparsity=0.5), random_matrix(rng, 20, 100),
+                  host.quantize(rng.standard_normal((20, 100)))):
+            x = rng.integers(-127, 128, (1, 100))
+            assert np.array_equal(device.load(q).integers(x), sim.golden.integers(q, x))
+            assert device.engine.format == q.format
+
+
+@pytest.mark.parametrize("fields, message", [
+    ({"bank": 16}, "bank must be one of 32, 64, 128, not 16"),
+    ({"bank": 0}, "bank must be one of"), ({"high_lanes": 0}, "high_lanes must be one of 1, 2"),
+    ({"builders": 8}, "builders must be one of 2, 4"),
+    ({"activation_bits": 16}, "activation_bits must be one of 8"),
+    ({"zero_points": False}, "zero_points must be one of True"),
+    ({"bank": 128, "lanes": 16, "columns": 2, "epilogue": False}, "bank must be at most 64"),
+])
+def test_engines_that_cannot_be(fields, message):
+    legal = dict(format="sq", bank=64, high_lanes=2, lanes=64, activation_bits=8)
+    assert EngineConfig(**legal).scale_points == 4
+    assert EngineConfig(**legal).replace(lanes=32).scale_points == 2
+    with pytest.raises(host.ConfigError, match=message):
+        EngineConfig(**{**legal, **fields})
+
+
+@pytest.mark.parametrize("fields", [{"bank": 64}, {"high_lanes": 2}])
+def test_banks_are_of_sq_alone(fields):
+    with pytest.raises(host.ConfigError, match="must be one of 0"):
+        EngineConfig(**fields)
