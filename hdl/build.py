@@ -225,7 +225,7 @@ def describe(board, config):
     if engine.format == "bitserial":
         peak = {f"W{bits}": engine.peak_macs(bits) for bits in (1, 2, 4, 8)}
         per_weight = 2
-    elif engine.bank:
+    elif engine.sparse:
         peak = {f"8/{low}": engine.peak_macs(max(low, engine.turns)) for low in (2, 3, 4)}
         per_weight = 4
     elif engine.encodes:

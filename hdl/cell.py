@@ -48,11 +48,11 @@ class Timing:
         lanes = [len(point_lanes(config, t)) for t in range(config.scale_points)]
         self.tables = table_latency(config)
         self.zero = self.tables + tree_levels(max(lanes))
-        if config.bank:
+        if config.sparse:
             self.zero = max(self.zero, sparse_latency(config) - 2)
         self.parts = self.zero + 2
         self.column = self.zero
-        if config.bank:
+        if config.sparse:
             self.column = self.parts - 1 + scaling_latency(config) + config.turns
         elif config.scaled:
             self.column += 1 + scaler(config)[0].LATENCY + tree_levels(config.scale_points)
@@ -138,7 +138,7 @@ class Cell(wiring.Component):
             "bank_end": In(1), "turn": In(range(config.turns)),
             "exponents": In(EXPONENT_BITS * scalers(config)),
             "scales": In(SCALE_BITS * scalers(config))
-        } if config.bank else {}
+        } if config.sparse else {}
         super().__init__({
             "values": In(data.ArrayLayout(entry, len(self.lanes))), "signs": In(len(self.lanes)),
             "scales": In(data.ArrayLayout(SCALE_BITS, points)), "zero_signs": In(points),
@@ -185,7 +185,7 @@ class Cell(wiring.Component):
                     width=plane_bits, family=family))
             else:       # no signs
                 m.d.comb += group_sum.eq(total)
-            if config.bank:
+            if config.sparse:
                 parts.append(self._parts(m, t, group_sum))
                 continue
             if not config.scaled:
@@ -199,7 +199,7 @@ class Cell(wiring.Component):
                          multiplier.b.eq(self.scales[t])]
             products.append((multiplier.o, config.group_max * (2**SCALE_BITS - 1)))
 
-        if config.bank:
+        if config.sparse:
             m.submodules.banks = banks = ScaledBanks(config)
             m.d.comb += [banks.end.eq(self.bank_end), banks.turn.eq(self.turn),
                          banks.exponents.eq(self.exponents), banks.scales.eq(self.scales)]
@@ -211,7 +211,7 @@ class Cell(wiring.Component):
 
         # Planes come most significant first: double and add.
         column = Signal(signed(config.column_bits), reset_less=True)
-        shifted = add_select(m, scaled, column if config.bank else column << 1, self.bias,
+        shifted = add_select(m, scaled, column if config.sparse else column << 1, self.bias,
                              self.column_first,
                              width=config.column_bits, family=family)
         with m.If(self.column_valid):

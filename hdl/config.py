@@ -8,6 +8,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+from hdl.bank_units import BANK_VALUE_MAX
 from hdl.errors import ConfigError
 from hdl.token_units import VALUE_MAX
 
@@ -88,14 +89,15 @@ class EngineConfig:
         ``bitserial`` and ``sq`` make them chunks of v = 8 there.
     activation_bits : int
         8, or 16 for engines that also take int16 activations as two byte passes (``bitserial``)
-        or take nothing else (``kmeans``).
+        or take nothing else (``kmeans``; ``sq`` with two precisions of activations).
     zero_points : bool
         Whether asymmetric weights are supported (``bitserial``); those of ``sq`` are.
     bank : int
-        ``sq``: weights along K of which a fixed number are high: 32, 64 or 128; else 0.
+        ``sq``: weights or activations along K of which a fixed number are high: 32, 64 or 128;
+        else 0.
     high_lanes : int
         ``sq``: high weights of a bank that are multiplied per cell and cycle: 1, 2, 4, 8, 16 or
-        32; else 0.
+        32; else, and with int16 activations, 0.
     turns : int
         ``sq``: banks that take turns at a scaler, 1, 2 or 4: a column takes at least as many
         beats.  At most the banks of a beat, whatever is given; else 1.
@@ -154,9 +156,10 @@ class EngineConfig:
                              activation_bits=(8,), zero_points=(False,)),
             "kmeans": dict(v=(2, 4), b=(6, 8), builders=(4, 8, 16), activation_bits=(16,),
                            zero_points=(False,)),
-            "sq": dict(v=(4,), b=(4,), builders=(2, 4), activation_bits=(8,), zero_points=(True,),
-                       bank=(32, 64, 128), high_lanes=(1, 2, 4, 8, 16, 32),
-                       turns=(1, 2, 4))}[self.format]
+            "sq": dict(v=(4,), b=(4,), activation_bits=(8, 16), bank=(32, 64, 128)) | (
+                dict(builders=(2, 4, 8), zero_points=(False,)) if self.activation_bits == 16 else
+                dict(builders=(2, 4), zero_points=(True,), high_lanes=(1, 2, 4, 8, 16, 32),
+                     turns=(1, 2, 4)))}[self.format]
         for name in ("v", "b"):
             legal(name, of_format[name])
         legal("lanes", (16, 32, 64, 128, 256))
@@ -170,7 +173,7 @@ class EngineConfig:
                                   f"{self.lanes} lanes, not {self.bank}")
             object.__setattr__(self, "scale_points", self.tile_k // self.bank)
             object.__setattr__(self, "turns", min(self.turns, self.scale_points))
-        legal("scale_points", (1,) if self.encodes else tuple(
+        legal("scale_points", (1,) if not self.scaled else tuple(
             2**i for i in range(self.blocks.bit_length())))
         for name in ("builders", "activation_bits", "zero_points"):
             legal(name, of_format[name])
@@ -196,6 +199,9 @@ class EngineConfig:
             raise ConfigError(f"an epilogue needs {PARAMETER_BITS} bits of codes per column for "
                               f"its parameters: {self.b} * lanes must be at least as much, not "
                               f"{self.column_code_bits}; use more lanes or epilogue=False")
+        if self.encodes and self.bank and self.block_ram_blocks:
+            raise ConfigError("block_ram_blocks must be 0 where tokens are encoded in banks, which "
+                              f"lie in the order of K, not {self.block_ram_blocks}")
         if self.signed_sums and self.builders == 8 and self.block_ram_blocks % 2:
             raise ConfigError("block_ram_blocks must be even with 8 builders (a block has 4 lanes "
                               f"of v = 8), not {self.block_ram_blocks}")
@@ -283,19 +289,25 @@ class EngineConfig:
 
     @property
     def encodes(self):
-        """bool: whether tokens are encoded on their way into the buffers: outliers found, the
-        others clustered.  Then scales are the host's, and weights have none on the device."""
-        return self.format == "kmeans"
+        """bool: whether tokens are encoded on their way into the buffers: outliers found and the
+        others clustered, or of every bank what is high found and the rest coarsened."""
+        return self.format == "kmeans" or (self.format == "sq" and self.activation_bits == 16)
+
+    @property
+    def sparse(self):
+        """bool: whether banks have a sparse part of high weights beside the dense one."""
+        return self.format == "sq" and not self.encodes
 
     @property
     def scaled(self):
-        """bool: whether group sums are multiplied by scales."""
-        return not self.encodes
+        """bool: whether group sums are multiplied by scales; else scales are the host's, of rows.
+        """
+        return self.format != "kmeans"
 
     @property
     def takes_indexes(self):
         """bool: whether indexes of the layer before can be loaded, and stored for the next."""
-        return self.encodes and self.epilogue
+        return self.format == "kmeans" and self.epilogue
 
     @property
     def coarse_base(self):
@@ -310,7 +322,7 @@ class EngineConfig:
         """
         if not self.scaled:
             return 0
-        point = self.bank_bits if self.bank else SCALE_BITS + 1
+        point = self.bank_bits if self.sparse else SCALE_BITS + 1
         return self.columns * self.scale_points * point
 
     @property
@@ -349,6 +361,8 @@ class EngineConfig:
         """
         if not self.signed_sums:
             return self.activation_max * CENTROID_MAX
+        if self.encodes:
+            return self.activation_max
         return 255 if self.activation_bits == 16 else ACTIVATION_MAX
 
     def entry_bits(self, v):
@@ -379,7 +393,7 @@ class EngineConfig:
     def group_max(self):
         """Largest group sum as it is scaled: of a plane; ``sq``: of both parts of a bank, in steps
         of the finest exponent."""
-        if not self.bank:
+        if not self.sparse:
             return self.plane_max
         return ((self.bank * self.operand_max * LOW_MAX << LOW_SHIFT)
                 + (self.high_max << 2**EXPONENT_BITS - 1))
@@ -401,7 +415,7 @@ class EngineConfig:
         """Width of a column's sum over all planes, and of a bias beside it."""
         if self.takes_indexes:
             return self.accumulator_bits
-        planes = 1 if self.bank else self.planes_max    # those of `sq` are summed before
+        planes = 1 if self.sparse else self.planes_max      # those are summed before
         return bits_for(self.scaled_max * (2**planes - 1))
 
     @property
@@ -415,18 +429,21 @@ class EngineConfig:
         scales."""
         if not self.scaled:
             return bits_for(MAX_DIM * self.operand_max)
-        return 56 if self.byte_passes or self.bank else 48
+        return 56 if self.byte_passes or self.sparse else 48
 
     # Buffers
 
     @property
     def activation_max(self):
         """Largest magnitude of an activation in the buffers."""
-        return VALUE_MAX if self.encodes else ACTIVATION_MAX
+        if self.encodes:
+            return BANK_VALUE_MAX if self.bank else VALUE_MAX
+        return ACTIVATION_MAX
 
     @property
     def value_bits(self):
-        """Width of an activation in the buffers: a byte, or 18 bits where outliers lie there."""
+        """Width of an activation in the buffers: a byte; 9 bits of banks, or 18 where outliers lie
+        there."""
         return bits_for(self.activation_max)
 
     @property
@@ -437,7 +454,7 @@ class EngineConfig:
     @property
     def word_values(self):
         """Activations of a word of a buffer: as many as 36 bits hold."""
-        return 36 // (9 * self.value_bytes)
+        return 36 // (18 if self.value_bits > 9 else 9)
 
     @property
     def buffers(self):
@@ -637,7 +654,7 @@ class DeviceConfig:
             "FORMAT": FORMATS.index(e.format) | FAMILIES.index(e.family) << 4
             | (e.activation_bits == 16) << 8 | e.zero_points << 9 | e.epilogue << 10
             | e.counters << 11 | e.v << 12 | e.b << 16 | e.high_lanes << 20
-            | (e.turns if e.bank else 0) << 26,
+            | (e.turns if e.sparse else 0) << 26,
             "ARRAY": e.lanes | e.rows << 9 | e.columns << 14 | e.scale_points << 17
             | e.builders << 24,
             "BUFFERS": (e.n_tile.bit_length() - 1) | (e.activation_bytes.bit_length() - 1) << 5

@@ -5,7 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hdl.beat import Client, read_request
-from hdl.config import MIN_COLUMNS
+from hdl.config import MIN_COLUMNS, TOKEN_BEAT
 from hdl.isa import FIELDS, INSTRUCTION_BITS, STAGES, Buffer, Opcode
 from hdl.parts import count_down, count_up, delay
 from hdl.registers import Error
@@ -31,13 +31,17 @@ def _width(config, opcode, name, field):
         slots = (config.activation_depth - 1).bit_length()
         if opcode is Opcode.LOAD:
             # Of the activation codebook, or of a table.
-            entries = 8 if config.takes_indexes else 5 * config.encodes
+            entries = 8 if config.takes_indexes else 5 * (config.codebooks_max == 1)
             return max(slots, config.codebook_word_bits, entries)
         return slots
     if name == "tiles":
         return min(field.width, 10)
     if name == "count":
         return min(field.width, 14)
+    if name == "k" and config.bank:
+        return config.place_bits
+    if name == "beat":
+        return (config.token_values // TOKEN_BEAT - 1).bit_length()
     if name in ("k", "length"):
         return min(field.width, config.token_values.bit_length() - 1)
     return field.width
@@ -118,16 +122,21 @@ class Control(wiring.Component):
         if not config.centroid_bits:
             refused += ["buffer"]
         if not config.takes_indexes:
-            refused += ["indexes", "pairs", "norm", "static"]
+            refused += ["indexes", "pairs", "norm"] + ["static"] * (not config.bank)
             refused += ["high"] * (opcode is Opcode.STORE)
             refused += ["length"] * (opcode is Opcode.LOAD)
+        if opcode is Opcode.TOPK:
+            refused += ["length"] if config.bank else ["low", "beat"]
         used -= {fields[name].offset + i for name in refused if name in fields
                  for i in range(fields[name].width)}
         if opcode is Opcode.LOAD:
             most = Buffer.BYTE_TABLE if config.takes_indexes else \
-                Buffer.ACTIVATION_CODEBOOK if config.encodes else Buffer.CENTROIDS
+                Buffer.ACTIVATION_CODEBOOK if not config.scaled else Buffer.CENTROIDS
             used -= {fields["buffer"].offset + i
                      for i in range(most.bit_length(), fields["buffer"].width)}
+        if opcode is Opcode.TOPK and config.bank:       # starts with a bank
+            low = fields["beat"].offset
+            used -= set(range(low, low + (config.bank // TOKEN_BEAT - 1).bit_length()))
         if opcode is Opcode.BUILD:      # starts with a whole K tile
             low = fields["local"].offset
             used -= set(range(low, low + (config.tile_slots - 1).bit_length()))
@@ -167,7 +176,7 @@ class Control(wiring.Component):
             m.d.sync += unaligned.eq(word[fields["target"].offset]
                                      & word[rows:rows + config.rows.bit_length() - 1].any())
             wrong[Opcode.STORE].append(unaligned)
-        if config.encodes:
+        if not config.scaled:
             what = FIELDS[Opcode.LOAD]["buffer"].offset
             unknown = Signal()
             low, high = word[what:what + 2], word[what + 2]

@@ -3,10 +3,11 @@
 Knows no link, no board and no memory: :mod:`hdl.top` puts those around it.
 """
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
+from hdl.bank_encoder import BankEncoder
 from hdl.beat import (
     Client,
     Flags,
@@ -169,7 +170,7 @@ class Core(wiring.Component):
             prepare.table_free.eq(ends_tile),
         ]
         if config.encodes:
-            m.submodules.encoder = encoder = Encoder(config)
+            m.submodules.encoder = encoder = (BankEncoder if config.bank else Encoder)(config)
             connect(m, control.o_topk, prepare.i_topk)
             self._encode(m, prepare, encoder, loaded, what, codes)
             if config.takes_indexes:
@@ -206,7 +207,7 @@ class Core(wiring.Component):
             m.submodules.parameters = queue = ParameterQueue(config)
             # With a column's first plane; with the first turn of banks, after its last.
             early = timing.column - queue.LATENCY - (config.turns - 1)
-            joins = what.last_plane if config.bank else what.first_plane
+            joins = what.last_plane if config.sparse else what.first_plane
             first = delay(m, is_codes & joins & what.last, early - 1,
                           name="first", resettable=True)
             read = delay(m, first & store.int8, 1, name="read", resettable=True)
@@ -272,7 +273,8 @@ class Core(wiring.Component):
 
     def _encode(self, m, prepare, encoder, loaded, what, codes):
         """The encoder between the stream register and the prepare stage."""
-        to_encoder = prepare.fills == Buffer.ACTIVATIONS
+        config = self.config
+        to_encoder = Const(1) if config.bank else prepare.fills == Buffer.ACTIVATIONS
         elements = elements_of(codes)
         for port, valid in ((encoder.i_shown, loaded & prepare.shows),
                             (encoder.i, loaded & ~prepare.shows & to_encoder)):
@@ -280,20 +282,24 @@ class Core(wiring.Component):
                          port.payload.last.eq(what.pass_end)]
         m.d.comb += [
             encoder.show.eq(prepare.show), encoder.row.eq(prepare.row),
-            encoder.length.eq(prepare.length), encoder.k.eq(prepare.k),
-            prepare.found.eq(encoder.found),
-            encoder.static.eq(prepare.static), encoder.indexes.eq(prepare.indexes),
-            encoder.pairs.eq(prepare.pairs), encoder.norm.eq(prepare.norm),
+            encoder.k.eq(prepare.k), prepare.found.eq(encoder.found),
+            encoder.static.eq(prepare.static),
             encoder.restart.eq(prepare.restart), encoder.beat.eq(prepare.beat),
             prepare.i_beat.valid.eq(Mux(to_encoder, encoder.o.valid, loaded & ~prepare.shows)),
             prepare.i_beat.payload.last.eq(Mux(to_encoder, encoder.o.payload.last,
-                                               what.pass_end)),
+                                               what.pass_end))]
+        if config.bank:
+            m.d.comb += [encoder.low.eq(prepare.low), encoder.first_beat.eq(prepare.first_beat)]
+            return
+        m.d.comb += [
+            encoder.length.eq(prepare.length), encoder.indexes.eq(prepare.indexes),
+            encoder.pairs.eq(prepare.pairs), encoder.norm.eq(prepare.norm),
             encoder.codebook.valid.eq(
                 self._filled(m, prepare, loaded, Buffer.ACTIVATION_CODEBOOK)),
             encoder.codebook.payload.word.eq(prepare.slot)]
         entry = delay(m, codes[:codebook_data()], 1, name="entry")
         m.d.comb += encoder.codebook.payload.data.eq(entry)
-        if self.config.takes_indexes:
+        if config.takes_indexes:
             m.d.comb += [
                 encoder.table.valid.eq(self._filled(m, prepare, loaded, Buffer.VALUE_TABLE)),
                 encoder.table.payload.word.eq(prepare.slot),

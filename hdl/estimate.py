@@ -20,7 +20,7 @@ def estimate(config):
     """
     e = config.engine
     centroids = not e.signed_sums
-    kmeans = e.encodes
+    kmeans = e.format == "kmeans"
     lut_lanes = BLOCK // e.v * (e.blocks - e.block_ram_blocks)
     block_v = e.v if centroids else 8
     block_lanes = BLOCK // block_v * e.block_ram_blocks
@@ -42,7 +42,7 @@ def estimate(config):
             + 36 * (e.scale_points - 1)
             + e.column_bits + e.accumulator_bits)
     points = e.scale_points
-    if e.bank:      # the sparse part, then what banks take turns at
+    if e.sparse:    # the sparse part, then what banks take turns at
         scalers = points // e.turns
         scaler_dsps = (e.high_lanes * points + 2 * scalers) / points
         sums += points * (75 + 18 * (e.high_lanes - 1)) + scalers * (130 + 40 * e.turns)
@@ -56,7 +56,7 @@ def estimate(config):
              + centroids * e.v * max(1, 2**e.codebook_word_bits // 512)
              + e.rows * e.buffers * max(1, e.activation_depth // 512)
              + e.epilogue * e.columns * blocks(PARAMETER_BITS, 64))
-    brams += e.cells * points * e.high_lanes * bool(e.bank)
+    brams += e.cells * points * e.high_lanes
     if kmeans:      # leaves, words and nodes of the outliers' trees, and flags
         beats = e.token_values // TOKEN_BEAT
         brams += (blocks(16 * TOKEN_BEAT, beats) + blocks(30, beats)

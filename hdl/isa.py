@@ -113,12 +113,15 @@ FIELDS = {
         "address": _ADDRESS,
     },
     Opcode.TOPK: {
-        "static": Field(4, 1, "a unit of the codebook is four steps of int16 in every token"),
+        "static": Field(4, 1, "a unit of the codebook is four steps of int16 in every token; of "
+                              "sq: the first k elements of a bank are high"),
         "norm": Field(5, 1, "a token of indexes: find the root mean square of what they mean; not "
                             "with static"),
         "pairs": Field(6, 1, "with norm: as of LOAD"),
-        "k": Field(16, 14, "outliers of a token on each side"),
-        "length": Field(32, 14, "elements of a token", 1),
+        "low": Field(8, 2, "of sq: bits of low elements", 1),
+        "k": Field(16, 14, "outliers of a token on each side; of sq: high elements of a bank"),
+        "length": Field(32, 14, "elements of a token; of sq it is a bank that is shown", 1),
+        "beat": Field(46, 14, "of sq: where in the token the bank starts, in beats"),
         "address": _ADDRESS,
     },
 }

@@ -44,7 +44,7 @@ def lane_positions(config):
     Tokens of ``kmeans`` lie in their buffers in the order of K, so that a lane's are those of its
     buffer: a word of every slot that its chunk takes.
     """
-    if config.encodes:
+    if config.format == "kmeans":
         word, words = config.word_values, config.v // config.word_values
         return [[slot * config.slot_values + word * buffer + t
                  for slot in range(turn * words, (turn + 1) * words) for t in range(word)]
@@ -112,7 +112,7 @@ def side_fields(config):
 
     Of formats whose groups have just those two.
     """
-    if not config.scaled or config.bank:
+    if not config.scaled or config.sparse:
         return {}
     width = SCALE_BITS + 1
     return {(c, t): ((c * config.scale_points + t) * width,

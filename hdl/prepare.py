@@ -67,6 +67,8 @@ class Prepare(wiring.Component):
         They take ENCODE_CYCLES each.
     static, indexes, pairs, norm, show, row, length, k, found, restart, beat
         The encoder's, see :class:`hdl.encoder.Encoder`.
+    low, first_beat
+        Those of :class:`hdl.bank_encoder.BankEncoder`.
     active : Out(1)
         An instruction is being executed.
     unused : Out(1)
@@ -94,10 +96,12 @@ class Prepare(wiring.Component):
             members |= {
                 "i_topk": In(stream.Signature(fields_of(Opcode.TOPK, config))),
                 "shows": Out(1), "show": Out(1), "row": Out(range(config.rows)),
-                "static": Out(1), "indexes": Out(1), "pairs": Out(1), "norm": Out(1),
-                "paced": Out(1),
-                "length": Out(tokens), "k": Out(tokens), "found": In(1),
+                "static": Out(1), "paced": Out(1), "length": Out(tokens), "found": In(1),
+                "k": Out(range(config.bank) if config.bank else tokens),
                 "restart": Out(1), "beat": Out(range(config.token_values // TOKEN_BEAT))}
+            members |= {
+                "low": Out(2), "first_beat": Out(range(config.token_values // TOKEN_BEAT)),
+            } if config.bank else {"indexes": Out(1), "pairs": Out(1), "norm": Out(1)}
         super().__init__(members)
 
     def elaborate(self, platform):
@@ -133,7 +137,8 @@ class Prepare(wiring.Component):
         asking = Signal()
         pause = Signal(ENCODE_CYCLES - 2)
         if self.encodes:
-            m.d.comb += self.paced.eq(Mux(shows, self.norm, self.fills == Buffer.ACTIVATIONS))
+            m.d.comb += self.paced.eq(Mux(shows, 0 if config.bank else self.norm,
+                                          self.fills == Buffer.ACTIVATIONS))
             m.d.sync += pause.eq(Cat(asked & self.paced, pause))
         m.d.comb += request.valid.eq(asking & ~pause.any())
         with m.If(asked & last_request):
@@ -229,9 +234,14 @@ class Prepare(wiring.Component):
         last_row = self.row == config.rows - 1
         m.d.sync += self.show.eq(topk.ready)
         with m.If(topk.ready):
-            m.d.sync += [self.shows.eq(1), self.length.eq(topk.p.length), self.k.eq(topk.p.k),
-                         self.static.eq(topk.p.static), self.norm.eq(topk.p.norm),
-                         self.pairs.eq(topk.p.pairs), self.row.eq(0), first.eq(topk.p.address)]
+            m.d.sync += [self.shows.eq(1), self.k.eq(topk.p.k), self.static.eq(topk.p.static),
+                         self.row.eq(0), first.eq(topk.p.address)]
+            if config.bank:
+                m.d.sync += [self.length.eq(config.bank - 1), self.low.eq(topk.p.low),
+                             self.first_beat.eq(topk.p.beat)]
+            else:
+                m.d.sync += [self.length.eq(topk.p.length), self.norm.eq(topk.p.norm),
+                             self.pairs.eq(topk.p.pairs)]
         with m.If(self.found):
             with m.If(last_row):
                 m.d.sync += self.shows.eq(0)

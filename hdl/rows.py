@@ -103,7 +103,7 @@ class Rows(wiring.Component):
                     ram.write_enable.eq(self.i.places[part * config.rows + r]),
                     ram.read_address.eq(self.i.walk.read_address)]
                 row.append(ram.read_data)
-            if config.bank:
+            if config.sparse:
                 words.append(delay(m, Cat(*row), SignedSumBuilder.LATENCY, name=f"word_{r}"))
             m.submodules[f"builder_{r}"] = row_builder = builder(config)
             m.d.comb += [row_builder.word.eq(Cat(*row)), row_builder.step.eq(self.i.walk.step)]
@@ -137,12 +137,12 @@ class Rows(wiring.Component):
             m.d.sync += column.eq(column + 1)
         write_address = delay(m, address, timing.result - timing.address - 1, name="address")
 
-        if config.bank:
+        if config.sparse:
             self._take_turns(m, timing, trail)
         else:
             signs = delay(m, self.i.side, timing.zero, name="side")
             scales = delay(m, signs, 1, name="scales")
-        if config.bank:
+        if config.sparse:
             turns = [trail[timing.column - i].column for i in range(config.turns)]
             added, added_first = Cat(turns).any(), turns[-1]
         else:
@@ -157,11 +157,11 @@ class Rows(wiring.Component):
                 *(tables.entries[i].eq(e) for i, e in enumerate(entries)),
                 tables.group.eq(self.i.walk.group), tables.entry.eq(self.i.walk.entry),
                 tables.write_bank.eq(self.i.walk.bank)]
-            if config.bank:
+            if config.sparse:
                 sides = self._bank_sides(m, c, timing, trail)
             for i, r in enumerate(self.rows):
                 m.submodules[f"cell_{c}_{r}"] = cell = Cell(config)
-                if config.bank:
+                if config.sparse:
                     m.d.comb += self._bank_inputs(cell, timing, trail, kinds, sides, words[i])
                 elif config.scaled:
                     m.d.comb += [

@@ -166,7 +166,7 @@ class SignedSumWalk(wiring.Component):
             self.table_ready.eq(there.last),
             # Until the last entry is in its table.
             self.active.eq(what.write | here.write | there.write)]
-        if config.bank:
+        if config.sparse:
             word = Cat(position[:2], slot_now | position[2:])
             wait = WordRAM.LATENCY + SignedSumBuilder.LATENCY
             m.d.comb += [
@@ -192,12 +192,12 @@ class SignedSumBuilder(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        wide = self.config.activation_bits == 16
+        size, wide = self.config.value_bits, self.config.byte_passes
         restart = delay(m, self.step.restart, 1, name="restart")
         negate = delay(m, self.step.negate, 1, name="negate")
         for b in range(self.config.builders):
-            byte = self.word[8 * b:8 * b + 8]
-            sign = byte[7] & ~self.step.unsigned if wide else byte[7]
+            byte = self.word[size * b:size * (b + 1)]
+            sign = byte[-1] & ~self.step.unsigned if wide else byte[-1]
             once = Cat(byte, sign).as_signed()
             operand = Signal(signed(10), name=f"operand_{b}")
             chosen = Mux(self.step.double, Cat(Const(0, 1), once).as_signed(), once)

@@ -39,7 +39,7 @@ def walk(config):
         "read_address": (config.token_values // config.buffers - 1).bit_length(),
         "step": step(config),
         "group": len(config.lane_groups), "entry": config.index_bits(max(config.chunks)),
-        "bank": 1, **(keeps if config.bank else {})})
+        "bank": 1, **(keeps if config.sparse else {})})
 
 
 def walk_members(config):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from hdl.config import EngineConfig
+from hdl.config import TOKEN_BEAT, EngineConfig
 from hdl.isa import Instruction, Opcode, Target
 from host.errors import CapacityError
 
@@ -20,8 +20,8 @@ class LayerCode:
     books : list of (Buffer, beat address, beats)
         Codebooks to load first.
     zero, requant : bool
-    token : (elements, outliers on each side) or None
-        Of tokens that the device encodes.
+    token : dict or None
+        Of tokens that the device encodes: fields of TOPK.
     """
 
     tiles: list
@@ -31,7 +31,7 @@ class LayerCode:
     codebooks: int = 1
     books: list = field(default_factory=list)
     requant: bool = False
-    token: tuple | None = None
+    token: dict | None = None
 
     @classmethod
     def at(cls, address, image):
@@ -51,12 +51,19 @@ def _prepare(config, address, local, tiles, *, unsigned, codebooks, load, first,
 
     Before them TOPK, for a token that the device encodes.
     """
-    if topk is not None:
+    shown = topk if config.bank and topk is not None else None     # bank by bank
+    per_bank = config.bank // TOKEN_BEAT
+    if topk is not None and shown is None:
         yield Instruction.make("TOPK", **topk, address=address)
     beats, words = config.tile_beats, config.tile_slots
     done = 0
     for part in ([1, tiles - 1] if first and tiles > 1 else [tiles]):
         if load:
+            for i in range(part * config.scale_points) if shown else ():
+                beat = (local + done * words) * config.slot_beats + i * per_bank
+                yield Instruction.make(
+                    "TOPK", **(shown or {}), beat=beat,
+                    address=address + done * beats + i * per_bank * config.rows)
             yield Instruction.make("LOAD", count=part * beats, local=local + done * words,
                                    address=address + done * beats, **indexes)
         yield Instruction.make("BUILD", tiles=part, local=local + done * words, unsigned=unsigned,
@@ -73,8 +80,8 @@ def _chunks(config, layer, passes):
     if layer.token is not None:
         raise CapacityError(
             f"the activation buffers must hold a whole token: they have room for "
-            f"{config.token_values} elements, and it has {layer.token[0]}, "
-            f"{layer.k_tiles * config.tile_k} with padding; use a larger activation_bytes")
+            f"{config.token_values} elements, and it has {layer.k_tiles * config.tile_k} with "
+            "padding; use a larger activation_bytes")
     most = min(config.activation_depth // words, 2**10 // layer.codebooks)
     return False, [(k, min(most, layer.k_tiles - k)) for k in range(0, layer.k_tiles, most)]
 
@@ -118,13 +125,13 @@ def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
         program.append(Instruction.make("LOAD", buffer=buffer, count=count, address=address))
     topk, meanings = None, {}
     if layer.token is not None:
-        length, k = layer.token
+        topk = layer.token
         if indexes:
+            length = topk["length"]
             meanings = {"indexes": 1, "pairs": indexes == 2, "length": length, "norm": norm}
-            if norm:
-                topk = {"length": length, "norm": 1, "pairs": indexes == 2}
-        else:
-            topk = {"length": length, "k": k, "static": static}
+            topk = {"length": length, "norm": 1, "pairs": indexes == 2} if norm else None
+        elif static:
+            topk = topk | {"static": 1}
     first = True
     for activations, results in groups:
         for number, (address, steps) in enumerate(layer.tiles):

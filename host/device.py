@@ -389,9 +389,12 @@ class Layer(Bound):
         if not isinstance(q, QuantizedMatrix):
             raise ArgumentTypeError("q must be a QuantizedMatrix, as host.quantize and host.load "
                                     f"return it, not {type(q).__name__}")
-        if choice("out", out, ("float", "int8", "index")) == "index" and q.token_bits == 8:
+        if choice("out", out, ("float", "int8", "index")) == "index" and q.format != "kmeans":
             raise ArgumentError(f"a layer of format {q.format} has out='float' or 'int8', not "
                                 "'index': its activations are not indexes")
+        if out != "float" and q.format == "sq" and q.token_bits == 16:
+            raise ArgumentError("activations in two precisions are made of int16, which no layer "
+                                f"before gives: a layer has out='float', not {out!r}")
         if out != "float" and out_scale is None:
             out_scale = q.output_scale
             if out_scale is None:
@@ -535,7 +538,8 @@ class Layer(Bound):
         group_in = passes * image.k_tiles * engine.tile_beats
         group_out = sum(result_beats(steps, engine) for _, steps in image.tiles)
         groups = -(-M // engine.rows)
-        per_group = group_in + group_out + 8 * len(image.tiles) * passes * 4
+        shown = image.padded_k // engine.bank if engine.encodes and engine.bank else 0
+        per_group = group_in + group_out + 8 * len(image.tiles) * passes * 4 + shown
         # Weights that may be wanted again go for one group, not for a larger batch.
         room = max(0, device.memory.room(per_group + 64) - 64)
         batch = min(groups, room // per_group)

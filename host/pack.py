@@ -47,8 +47,8 @@ class Image:
         Where each stored column lies in the padded K.
     padded_k : int
         K as the engine walks it.
-    token : (elements, outliers on each side) or None
-        Of tokens that the device encodes.
+    token : dict or None
+        Of tokens that the device encodes: fields of TOPK.
     padding : float
         Part of the codes that is padding.
     """
@@ -65,7 +65,7 @@ class Image:
     positions: np.ndarray
     padded_k: int
     padding: float
-    token: tuple | None = None
+    token: dict | None = None
 
     @cached_property
     def digest(self):
@@ -115,7 +115,7 @@ def spread(K, group_size, config: EngineConfig):
 
 def column_beats(q, config):
     """Beats of codes per column step, K tile and codebook."""
-    if q.format != "sq":
+    if not config.sparse:
         return q.planes
     # As many as bring the high weights and let the banks take turns; low weights are extended by
     # their signs.
@@ -289,7 +289,7 @@ def pack(q, config: EngineConfig, parameters=None, order=None, tables=None):
     zeros = None if q.zeros is None else q.zeros[order]
     group_size = q.config.group_size
     planes, codebooks = column_beats(q, config), q.codebooks
-    zero = zeros is not None or config.bank > 0     # of sq everywhere the same
+    zero = zeros is not None or config.sparse       # there everywhere the same
     C, T, width = config.columns, config.scale_points, config.column_code_bits
     positions, padded = spread(K, group_size, config)
     k_tiles = padded // config.tile_k
@@ -322,7 +322,8 @@ def pack(q, config: EngineConfig, parameters=None, order=None, tables=None):
         n = min(tile_width, outputs - start)
         steps = max(-(-n // C), MIN_COLUMNS)
         code = np.zeros((steps * C, k_tiles, codebooks, planes, width), np.uint8)
-        code[:n] = _CODES[q.format](q, order[start:start + n], padded, positions, config)
+        code[:n] = (_plane_codes if config.encodes and config.bank else _CODES[q.format])(
+            q, order[start:start + n], padded, positions, config)
         code = code.reshape(steps, C, k_tiles, codebooks, planes, width)
         code = code.transpose(2, 3, 0, 4, 1, 5).reshape(k_tiles, codebooks, steps, planes, -1)
         side = np.zeros((k_tiles, steps, planes, config.side_bits), np.uint8)
@@ -336,7 +337,7 @@ def pack(q, config: EngineConfig, parameters=None, order=None, tables=None):
                 z = np.zeros((steps, k_tiles), np.uint8)
                 z[:len(mine)] = point_zeros[start + mine, :, t]
                 side[..., zero_at] = z.T[..., None] >> np.arange(planes - 1, -1, -1) & 1
-        if config.bank:
+        if config.sparse:
             banks = np.zeros((k_tiles, steps * C, planes, T, config.bank_bits), np.uint8)
             banks[:, :n] = _bank_sides(q, order[start:start + n], k_tiles, planes, config)
             side = banks.reshape(k_tiles, steps, C, planes, -1).transpose(0, 1, 3, 2, 4).reshape(
@@ -369,7 +370,17 @@ def pack(q, config: EngineConfig, parameters=None, order=None, tables=None):
                  books=[(buffer, len(book)) for buffer, book in books],
                  zero=zero, requant=parameters is not None, positions=positions,
                  padded_k=padded, padding=1 - N * K / (total_steps * C * padded),
-                 token=(K, q.outlier_count) if q.format == "kmeans" else None)
+                 token=_token(q))
+
+
+def _token(q):
+    """Fields of TOPK for a matrix whose tokens the device encodes."""
+    if q.format == "kmeans":
+        return {"length": q.shape[1], "k": q.outlier_count}
+    if q.format == "sq" and q.config.side != "weight":
+        return {"low": q.config.low, "k": q.config.high_count,
+                "static": q.config.side == "activation"}
+    return None
 
 
 def _parameter_beats(parameters, start, n, steps, config):

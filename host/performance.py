@@ -15,6 +15,7 @@ __all__ = ["Pass", "build_cycles", "matmul_cycles", "one_pass"]
 _START = 2          # cycles between two tables' walks
 _PIPELINE = 90      # from the start of a program to its end, beside everything counted below
 _SHOWN, _DIVIDE, _NEAR, _MATCH, _POP = 20, 60, 8, 4, 18     # of TOPK
+_SHOWN_BANK = 30        # of its start and end for a bank
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def matmul_cycles(engine: EngineConfig, q, tokens, *, beat_cost=1.0):
     """
     work = one_pass(engine, q.shape, group_size=q.config.group_size, planes=column_beats(q, engine),
                     codebooks=q.codebooks,
-                    zeros=q.zeros is not None or engine.bank > 0)
+                    zeros=q.zeros is not None or engine.sparse)
     build = build_cycles(engine)
     if engine.encodes:
         return _token_cycles(engine, q, tokens, work, build, beat_cost)
@@ -116,6 +117,14 @@ def matmul_cycles(engine: EngineConfig, q, tokens, *, beat_cost=1.0):
     return _PIPELINE + codebooks + build + groups * (loads + gathers + spaced) - unbuilt
 
 
+def bank_cycles(config):
+    """Cycles that TOPK takes for a bank of a row: all high elements are popped and one more."""
+    pops = 1 if config.side == "activation" else config.high_count + 1
+    beats = config.bank // TOKEN_BEAT
+    return _SHOWN_BANK + 2 * beats + min(beats, _NEAR) * _MATCH + pops * (
+        _POP + beats.bit_length() - 1)
+
+
 def topk_cycles(length, k):
     """Cycles that TOPK takes for a row: its trees are finished, then `k` popped from each."""
     levels = (-(-length // TOKEN_BEAT) - 1).bit_length()
@@ -126,15 +135,19 @@ def topk_cycles(length, k):
 def _token_cycles(engine, q, tokens, work, build, beat_cost):
     """Cycles of a matmul whose tokens the device encodes: by what waits for what."""
     tile_load = engine.tile_beats * max(ENCODE_CYCLES, beat_cost)
-    codebooks = (2**engine.b / 4 + GAIN_WORD + 1) * beat_cost
-    prepared = gathered = _PIPELINE + codebooks     # when each stage is free
+    codebooks = 0 if engine.bank else (2**engine.b / 4 + GAIN_WORD + 1) * beat_cost
+    # Of TOPK, for a token, and for a K tile.
+    whole = 0 if engine.bank else engine.rows * topk_cycles(q.shape[1], q.outlier_count)
+    per_tile = engine.rows * engine.scale_points * bank_cycles(q.config) if engine.bank else 0
+    prepared = gathered = float(_PIPELINE + codebooks)      # when each stage is free
     free = [0.0, 0.0]                               # when each table bank is
     for _ in range(-(-tokens // engine.rows)):
-        prepared += engine.rows * topk_cycles(q.shape[1], q.outlier_count)
+        prepared += whole
         for number, tile in enumerate(work.tiles):
             for k in range(work.k_tiles):
                 if number == 0:
-                    prepared += tile_load * (1 if k == 0 else work.k_tiles - 1 if k == 1 else 0)
+                    prepared += (tile_load + per_tile) * (
+                        1 if k == 0 else work.k_tiles - 1 if k == 1 else 0)
                 prepared = max(prepared, free[0]) + build
                 last = engine.store_beats if k == work.k_tiles - 1 else 1
                 gathered = max(prepared, gathered) + tile * max(last, beat_cost) + 1

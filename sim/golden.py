@@ -12,7 +12,7 @@ import numpy as np
 from host.errors import ArgumentError
 from host.functions import apply
 
-__all__ = ["chain", "integers", "matmul", "requantize", "token_values"]
+__all__ = ["bank_values", "chain", "integers", "matmul", "requantize", "token_values"]
 
 EXACT = 2**53
 
@@ -44,6 +44,8 @@ def integers(q, xq):
     if xq.shape[-1] != K:
         raise ArgumentError(f"activations must have shape [..., {K}], not {list(xq.shape)}")
     flat = xq.reshape(-1, K)
+    if q.format == "sq" and q.config.side != "weight":
+        flat = np.array([bank_values(q.config, token) for token in flat], np.int64).reshape(-1, K)
     if q.format == "kmeans":
         flat = np.array([token_values(q, token)[0] for token in flat], np.int64).reshape(-1, K)
     return _exact_matmul(flat, q.integer_weights()).reshape(*xq.shape[:-1], N)
@@ -79,6 +81,40 @@ def token_values(q, xq):
     return values, Fraction(one, factor)
 
 
+def bank_values(config, xq):
+    """A token as a matrix with two precisions of activations takes it: int64 [K].
+
+    By sorting, trying every exponent and division; the device has a tournament, looks at bits and
+    shifts.
+
+    Parameters
+    ----------
+    config : host.formats.sq.SQ
+        With another side than weights.
+    xq : int64 [K]
+        int16 activations.
+    """
+    values = []
+    most = 2**(config.low - 1) - 1
+    for start in range(0, len(xq), config.bank):
+        bank = [int(x) for x in xq[start:start + config.bank]]
+        bank += [0] * (config.bank - len(bank))
+        size = [min(abs(x), 32767) for x in bank]
+        order = range(config.bank) if config.side == "activation" else sorted(
+            range(config.bank), key=lambda i: (-size[i], i))
+        high = set(order[:config.high_count])
+        largest = max(size[i] for i in range(config.bank) if i not in high)
+        exponent = 0
+        while exponent < 9 - config.low and \
+                Fraction(largest, 128 * 2**exponent) >= Fraction(5, 4) * 2**(config.low - 1):
+            exponent += 1
+        for i, x in enumerate(bank):
+            limit, power = (127, 2) if i in high else (most, 2**exponent)
+            level = (x + 64 * power) // (128 * power)
+            values.append(power * max(-limit, min(limit, level)))
+    return np.array(values[:len(xq)], np.int64)
+
+
 def _normaliser(gain, total):
     """``gain / 256 / total`` as a factor and its denominator."""
     # The finest of four shifts with which the quotient has at most 17 bits.
@@ -110,7 +146,7 @@ def _tokens(q, x):
     if q.input_scale is not None:
         x = np.multiply(x, q.input_scale, dtype=np.float32)
     peak = np.maximum(x.max(axis=1, initial=0), -x.min(axis=1, initial=0))
-    largest = 32767 if q.format == "kmeans" else 127
+    largest = 127 if q.token_bits == 8 else 32767
     scale = np.divide(peak, np.float32(largest), dtype=np.float32)
     scale[scale == 0] = 1
     levels = np.round(np.divide(x, scale[:, None], dtype=np.float32))
@@ -139,6 +175,8 @@ def matmul(q, x, bias=None):
         units = [token_values(q, token)[1] for token in xq]
         token_scale = np.array([float(s) * u.numerator / u.denominator
                                 for s, u in zip(token_scale, units)], np.float32)
+    elif q.token_bits == 16:        # two precisions
+        token_scale = token_scale * np.float32(128)
     y = acc * q.row_scale.astype(np.float64) * token_scale.astype(np.float64)[:, None]
     if bias is not None:
         y = y + np.asarray(bias, np.float64)

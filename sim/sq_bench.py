@@ -9,8 +9,8 @@ from hdl.config import EngineConfig
 from hdl.errors import BuildError, FileError
 from sim.measure import identity, measure, routed
 
-__all__ = ["core_rows", "error_rows", "plot", "relation_rows", "selector_rows", "sweep",
-           "utilization_rows"]
+__all__ = ["activation_rows", "core_rows", "error_rows", "plot", "relation_rows",
+           "selector_rows", "sweep", "utilization_rows"]
 
 _INTEGERS = (4, 5, 6, 8)
 
@@ -31,8 +31,13 @@ def random_sq(rng, N, K, **fields):
     """An sq matrix of random weights."""
     import host
     from host.formats.sq import SQ
+    from host.formats.sq_activations import SQActivationMatrix
+    from sim.measure import random_layer
 
     config = SQ(**fields)
+    if config.side != "weight":
+        plain = random_layer(rng, N, K, config.bits, config.bank)
+        return SQActivationMatrix(config, plain.codes, plain.scales, plain.row_scale)
     banks, count = config.banks(K), config.high_count
     mask = np.argsort(rng.random((N, banks, config.bank), np.float32), axis=2) < count
     most = config.low_max
@@ -55,11 +60,13 @@ def utilization_rows(progress):
             (dict(bank=32), 1, 4096, 4096, "", None),
             (dict(bank=128, sparsity=0.9375), 1, 4096, 4096, "", None),
             (dict(), 4, 4096, 4096, "rows=4", None),
+            (dict(side="activation"), 1, 4096, 4096, "", None),
+            (dict(side="activation-dynamic"), 1, 4096, 4096, "", None),
             (dict(), 1, 1024, 1024, "", None)):
         q = random_sq(np.random.default_rng(0), N, K, **fields)
         stats = measure(f"sim:?{options}" if options else "sim:", q, M, progress)
         rows.append({
-            "weights": _name(q.config), "M": M, "N": N, "K": K, "engine": options or "default",
+            "side": q.config.side, "parameters_of": _name(q.config), "M": M, "N": N, "K": K, "engine": options or "default",
             "cycles": stats["cycles"], "macs_per_cycle": stats["peak_macs_per_cycle"],
             "utilization": round(stats["utilization"], 4), "limit": limit,
             "met": None if limit is None else stats["utilization"] >= limit,
@@ -106,6 +113,12 @@ def core_rows(progress):
                 if sparse else None,
                 "limit": _AREA_LIMIT if goal else None,
                 "met": share <= _AREA_LIMIT if goal else None})
+    encodes = EngineConfig(format="sq", family="ecp5", lanes=64, bank=64, activation_bits=16,
+                           zero_points=False)
+    rows.append({"core": "W4, two precisions of activations", "rows": 1, "macs": 64,
+                 **routed(Core(encodes), "core of activations", progress, mhz=110),
+                 "lanes": 64, **identity(encodes), "of_w8": None, "of_w6": None, "limit": None,
+                 "met": None})
     return rows
 
 
@@ -226,6 +239,71 @@ def relation_rows(progress):
                 **{name: float(f"{error:.3g}") for name, error in errors.items()},
                 "power_over_free": round(errors["power"] / errors["free"], 4),
                 "fixed_over_free": round(errors["fixed"] / errors["free"], 2)})
+    return rows
+
+
+def _tokens(kind, rng, K):
+    """A function that draws tokens [count, K] of a kind, all with the same channels."""
+    loud = np.where(rng.permutation(K) < K // 100, 20.0, 1.0)
+    means = rng.normal(0, 6, K) * (rng.permutation(K) < K // 10)
+    uneven = rng.lognormal(0, 0.7, K)
+    return {
+        "Student's t, 4, 1 % of channels 20 times larger":
+            lambda count: rng.standard_t(4, (count, K)) * loud,
+        "Gaussian, 10 % of channels with means of 6 sigma":
+            lambda count: rng.standard_normal((count, K)) + means,
+        "Gaussian, channels lognormal(0.7)": lambda count: rng.standard_normal((count, K)) * uneven,
+        "Gaussian": lambda count: rng.standard_normal((count, K))}[kind]
+
+
+_TOKENS = {
+    # kind: at most, over the error of W4A8
+    "Student's t, 4, 1 % of channels 20 times larger": 1.12,
+    "Gaussian, 10 % of channels with means of 6 sigma": 1.12,
+    "Gaussian, channels lognormal(0.7)": None, "Gaussian": None}
+
+
+def activation_rows(progress, M=256, N=512, K=2048, calibration=1024):
+    """Output error with two precisions of activations, over that of W4A8 with the same weights.
+
+    Weights are Gaussian, rounded to nearest on 16 levels with a scale for each bank.  *W4A4* rounds
+    all activations to 4 bits with a step for each token and bank.
+    """
+    import host
+    from host.activations import quantize_tokens
+    from sim import golden
+
+    rows = []
+    for kind, limit in _TOKENS.items():
+        rng = np.random.default_rng(0)
+        W = (rng.standard_normal((N, K)) / np.sqrt(K)).astype(np.float32)
+        draw = _tokens(kind, rng, K)
+        X, x = (draw(count).astype(np.float32) for count in (calibration, M))
+        exact = x.astype(np.float64) @ W.T
+
+        def error(found, exact=exact):
+            return float(np.sqrt(np.square(found - exact).sum() / np.square(exact).sum()))
+
+        plain = host.quantize(W, bits=4, group_size=64)
+        xq, scale = quantize_tokens(x)
+        base = error((xq * scale[:, None].astype(np.float64)) @ plain.dequantize().T)
+        banks = x.reshape(M, -1, 64).astype(np.float64)
+        step = np.abs(banks).max(axis=2, keepdims=True) / 7
+        coarse = (np.rint(banks / step) * step).reshape(M, K)
+        found = {"W4A8": base, "W4A4, a step for each bank": error(coarse @ plain.dequantize().T)}
+        for name, fields in (
+                ("static, energy", dict(side="activation")),
+                ("static, the paper's importance", dict(side="activation", importance="paper")),
+                ("static, energy, 64-(8/4)-0.75", dict(side="activation", sparsity=0.75)),
+                ("dynamic", dict(side="activation-dynamic"))):
+            progress(f"{kind}: {name}")
+            q = host.quantize(W, "sq", method="rtn", calibration=X, **fields)
+            found[name] = error(golden.matmul(q, x))
+        for name, value in found.items():
+            goal = limit if name == "static, energy" else None
+            rows.append({"activations": kind, "quantiser": name, "error": round(value, 4),
+                         "over_w4a8": round(value / base, 3), "limit": goal,
+                         "met": None if goal is None else value / base <= goal})
     return rows
 
 

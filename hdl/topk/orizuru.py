@@ -9,7 +9,7 @@ A beat of leaves is a small tree of its own, whose bits lie in one word; the nod
 winners themselves.
 """
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -41,6 +41,8 @@ class Orizuru(wiring.Component):
         Most elements, a power of two from 32 on.
     width : int
         Bits of an element.
+    one_sided : bool
+        Give out the `k` largest alone; `k` may be all of the elements.
     family : str
 
     Members
@@ -64,14 +66,15 @@ class Orizuru(wiring.Component):
         Comparisons made in this cycle, for those who count.
     """
 
-    def __init__(self, depth, *, width=16, family="portable"):
+    def __init__(self, depth, *, width=16, one_sided=False, family="portable"):
         self.depth = depth
+        self.one_sided = one_sided
         self.width = width
         self.family = family
         self.top = (depth // LANES).bit_length() - 1
         super().__init__({
             "start": In(1), "levels": In(range(self.top + 1)), "length": In(range(depth + 1)),
-            "k": In(range(depth // 2 + 1)),
+            "k": In(range(depth + 1 if one_sided else depth // 2 + 1)),
             "i": In(Flow(data.ArrayLayout(signed(width), LANES))),
             "o": Out(Flow(data.StructLayout({"index": (depth - 1).bit_length(),
                                              "value": signed(width)}))),
@@ -125,7 +128,7 @@ class Orizuru(wiring.Component):
 
         # Then pops, `k` from one tree, `k` from the other.
         popping = Signal()
-        low = Signal()
+        low = Const(0) if self.one_sided else Signal()
         count = Signal.like(self.k)
         begin = Signal()
         root = Signal(trees[0].who)
@@ -237,14 +240,17 @@ class Orizuru(wiring.Component):
             with m.If(node[:-1] <= _NEAR):
                 m.d.sync += wait.eq(Nodes.LATENCY)
         with m.If(playing & ready & (node == 0)):
-            m.d.sync += [playing.eq(0), popping.eq(1), low.eq(0), count.eq(self.k)]
+            m.d.sync += [playing.eq(0), popping.eq(1), count.eq(self.k)]
+            if not self.one_sided:
+                m.d.sync += low.eq(0)
         with m.If(begin):
             m.d.sync += wait.eq(BlockRAM.LATENCY + _PHASES + Nodes.LATENCY + self.levels)
         with m.If(popping & ready & (count == 0)):
-            with m.If(low):
+            with m.If(1 if self.one_sided else low):
                 m.d.sync += [popping.eq(0), self.done.eq(1)]
-            with m.Else():
-                m.d.sync += [low.eq(1), count.eq(self.k)]
+            if not self.one_sided:
+                with m.Else():
+                    m.d.sync += [low.eq(1), count.eq(self.k)]
         with m.If(self.start):
             m.d.sync += [filling.eq(1), beat.eq(0), left.eq(self.length), playing.eq(0),
                          popping.eq(0), wait.eq(0)]

@@ -36,7 +36,9 @@ def add_options(parser):
     field = lambda *args, **options: parser.add_argument(
         *args, default=argparse.SUPPRESS, **options)
     field("--format", choices=list(FORMATS), help="quantised format (default: bitserial)")
-    field("--bits", type=int, help="bits of a code: bitserial 1..8, kmeans 2..4 (default: 4)")
+    field("--bits", type=int,
+          help="bits of a code: bitserial 1..8, kmeans 2..4, sq with activations in two "
+               "precisions 1..8 (default: 4)")
     field("--group-size", type=_group_size, metavar="SIZE",
           help="weights that share a scale: 32, 64, 128, or 'row' (default: 128)")
     field("--scheme", choices=["symmetric", "asymmetric", "ternary", "binary"],
@@ -54,11 +56,14 @@ def add_options(parser):
           help="sq: part of a bank that is low, 0.5 and more (default: 0.875)")
     field("--high", type=int, help="sq: bits of what is high, 8")
     field("--low", type=int, help="sq: bits of what is low, 2, 3 or 4 (default: 4)")
-    field("--side", choices=["weight"], help="sq: the operand in two precisions (default: weight)")
+    field("--side", choices=["weight", "activation", "activation-dynamic"],
+          help="sq: the operand in two precisions; of activations always the same channels are "
+               "high, or the largest of every token (default: weight)")
     field("--storage", choices=["sentinel", "mask"],
           help="sq: how a file says what is high (default: the smaller)")
-    field("--importance", choices=["gptq", "paper"],
-          help="sq: by what high weights are chosen (default: gptq)")
+    field("--importance", choices=["gptq", "energy", "paper"],
+          help="sq: by what high weights are chosen, gptq or paper, or channels, energy or paper "
+               "(default: the first)")
     field("--smoothing", type=float, metavar="STRENGTH",
           help="sq: SmoothQuant's migration strength, 0..1 (default: the best on --calibration)")
     field("--calibration", type=Path, metavar="FILE.npy",

@@ -21,6 +21,7 @@ from host.formats.common import (
     relative_scales,
     string,
 )
+from host.formats.sq_activations import SQActivationMatrix
 from host.matrix import QuantizedMatrix, check_array, pack_bits, unpack_bits
 
 __all__ = ["SQ", "SQMatrix"]
@@ -28,7 +29,8 @@ __all__ = ["SQ", "SQMatrix"]
 _BANKS = (32, 64, 128)
 _STORAGES = ("sentinel", "mask")
 _METHODS = ("rtn", "gptq")
-_IMPORTANCES = ("gptq", "paper")
+_SIDES = ("weight", "activation", "activation-dynamic")
+_IMPORTANCES = {"weight": ("gptq", "paper"), "activation": ("energy", "paper")}
 _HIGH_LANES = (1, 2, 4, 8, 16, 32)
 
 
@@ -46,19 +48,23 @@ class SQ:
     high, low : int
         Bits of high weights, 8, and of low ones, 2..4.
     side : str
-        The operand in this format: ``"weight"``.
+        The operand in this format: ``"weight"``; ``"activation"``, of whose channels always the
+        same are high; or ``"activation-dynamic"``, of which the largest of every token are.
+    bits : int or None
+        Bits of weights where activations are in this format, 1..8; 4 by default.
     storage : str or None
         How a file says which weights are high: ``"sentinel"``, by a code that no low weight has,
         ``"mask"``, by a bit for each; None: the smaller.
     method : str or None
         ``"rtn"`` (round to nearest), ``"gptq"`` (with error feedback), or None: gptq if there is
         calibration data.
-    importance : str
+    importance : str or None
         By what high weights are chosen: ``"gptq"``, ``w**2 / inv(H)[i, i]``, or ``"paper"``,
-        ``w**2 / inv(H)[i, i]**2``.
+        ``w**2 / inv(H)[i, i]**2``.  Of channels: ``"energy"``, root mean square times norm of the
+        column of weights, or ``"paper"``, ``|mean * sum of the column|``.  None: the first.
     smoothing : float or None
         Migration strength of SmoothQuant, 0 (none) to 1; None: the best of 0, 0.25, 0.5 and 0.75
-        on the calibration data.  Without those there is none.
+        on the calibration data.  Without those there is none, nor for activations in this format.
     """
 
     bank: int = 64
@@ -66,9 +72,10 @@ class SQ:
     high: int = 8
     low: int = 4
     side: str = "weight"
+    bits: int | None = None
     storage: str | None = None
     method: str | None = None
-    importance: str = "gptq"
+    importance: str | None = None
     smoothing: float | None = None
 
     def __post_init__(self):
@@ -77,13 +84,28 @@ class SQ:
             if value not in legal:
                 raise ConfigError(f"{name} must be {_either(legal)}, got {value}")
             object.__setattr__(self, name, value)
+        of_weights = self.side == "weight"
         names: dict[str, tuple] = {
-            "side": ("weight",), "storage": (None, *_STORAGES), "method": (None, *_METHODS),
-            "importance": _IMPORTANCES}
+            "side": _SIDES, "method": (None, *_METHODS),
+            "storage": (None, *_STORAGES) if of_weights else (None,),
+            "importance": (None, *_IMPORTANCES.get(self.side, ()))}
         for name, choices in names.items():
             given = string(name, getattr(self, name))
             if given not in choices:
                 raise ConfigError(f"{name} must be {_either(map(repr, choices))}, got {given!r}")
+        if of_weights and self.bits is not None:
+            raise ConfigError("bits are of the weights where activations have two precisions; "
+                              f"with side='weight' low and high say them, got bits={self.bits}")
+        if not of_weights:
+            bits = 4 if self.bits is None else integer("bits", self.bits)
+            if not 1 <= bits <= 8:
+                raise ConfigError(f"bits must be 1..8, got {bits}")
+            object.__setattr__(self, "bits", bits)
+            if self.smoothing:
+                raise ConfigError("smoothing is for side='weight': activations in two precisions "
+                                  f"keep their large channels, got {self.smoothing!r}")
+        if self.importance is None and self.side in _IMPORTANCES:
+            object.__setattr__(self, "importance", _IMPORTANCES[self.side][0])
         sparsity = _real("sparsity", self.sparsity)
         high = round((1 - sparsity) * self.bank) if 0 <= sparsity <= 1 else 0
         if not 1 <= high <= self.bank // 2 or abs((1 - sparsity) * self.bank - high) > 1e-6:
@@ -99,7 +121,7 @@ class SQ:
             if not 0 <= smoothing <= 1:
                 raise ConfigError(f"smoothing must be in 0..1, got {smoothing!r}")
             object.__setattr__(self, "smoothing", smoothing)
-        if self.storage is None:
+        if of_weights and self.storage is None:
             object.__setattr__(self, "storage", "sentinel" if self.high_count * self.low
                                <= self.bank else "mask")
 
@@ -125,8 +147,8 @@ class SQ:
 
     @property
     def paper_bits(self):
-        """float: the paper's "equivalent bits" of a weight: positions and scales do not count, and
-        a low weight is stored only where no high one is."""
+        """float: the paper's "equivalent bits" of a weight, or of an activation: positions and
+        scales do not count, and a low one is stored only where no high one is."""
         return (1 - self.sparsity) * self.high + self.sparsity * self.low
 
     def banks(self, K):
@@ -202,6 +224,10 @@ class SQMatrix(QuantizedMatrix):
     def quantize(cls, W, config, *, calibration, seed, output_scale, progress):
         from host.formats.sq_training import train
 
+        if config.side != "weight":
+            return SQActivationMatrix.quantize(
+                W, config, calibration=calibration, seed=seed, output_scale=output_scale,
+                progress=progress)
         return train(W, config, calibration, output_scale, progress)
 
     @classmethod
@@ -298,7 +324,8 @@ class SQMatrix(QuantizedMatrix):
         enough.sort(key=lambda lanes: (lanes < natural, abs(lanes - natural)))
         # On an engine with more turns than planes a column takes more beats.
         turns = sorted((1, 2, 4), key=lambda turns: (turns > self.planes, -turns))
-        return {"bank": self.config.bank, "high_lanes": tuple(enough), "turns": tuple(turns)}
+        return {"bank": self.config.bank, "activation_bits": 8, "zero_points": True,
+                "high_lanes": tuple(enough), "turns": tuple(turns)}
 
     @property
     def planes(self):
@@ -334,6 +361,8 @@ class SQMatrix(QuantizedMatrix):
 
     @classmethod
     def _file_layout(cls, config, shape):
+        if config.side != "weight":
+            return SQActivationMatrix._file_layout(config, shape)
         N, K = shape
         banks = config.banks(K)
         total = N * banks * config.bank
@@ -357,6 +386,8 @@ class SQMatrix(QuantizedMatrix):
 
     @classmethod
     def _from_file(cls, config, shape, tensors, **common):
+        if config.side != "weight":
+            return SQActivationMatrix._from_file(config, shape, tensors, **common)
         N, K = shape
         banks = config.banks(K)
         whole = N, banks * config.bank

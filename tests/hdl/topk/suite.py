@@ -17,7 +17,8 @@ DEPTH = int(os.environ["LUTRA_DEPTH"])
 STREAMS = int(os.environ["LUTRA_STREAMS"])
 MOST = int(os.environ["LUTRA_MOST"])        # outliers of a side
 PACE = int(os.environ["LUTRA_PACE"])        # cycles between beats, at least
-TREES = MOST == DEPTH // 2                  # Orizuru, that is
+ONE_SIDED = MOST == DEPTH                   # Orizuru with one tree
+TREES = MOST == DEPTH // 2 or ONE_SIDED     # Orizuru, that is
 
 
 def outliers(x, k):
@@ -27,6 +28,8 @@ def outliers(x, k):
     """
     index, order = np.arange(len(x)), 1 if TREES else -1
     largest = np.lexsort((index, -x))[:k][::order]
+    if ONE_SIDED:
+        return [*largest]
     smallest = np.lexsort((index ^ 1, x))[:k][::order]
     return [*largest, *(i for i in smallest if i not in set(largest))]
 
@@ -39,7 +42,7 @@ def streams(rng, count):
         x = (anything, rng.integers(-2, 3, K), np.full(K, anything[0]), np.zeros(K, np.int64),
              np.sort(anything), np.sort(anything)[::-1],
              rng.choice([-2**15, 0, 2**15 - 1], K))[number % 7]
-        most = min(K // 2, MOST)
+        most = K if ONE_SIDED else min(K // 2, MOST)
         yield x, int(rng.choice([0, 1, most, rng.integers(0, most + 1), min(most, 20)]))
 
 

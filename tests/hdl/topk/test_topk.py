@@ -18,6 +18,12 @@ def test_orizuru(depth, streams, tmp_path):
 
 
 @pytest.mark.timeout(280)
+@pytest.mark.parametrize("depth", [32, 64])
+def test_orizuru_of_one_side(depth, tmp_path):
+    check(Orizuru(depth, one_sided=True), tmp_path, depth=depth, streams=400, most=depth, pace=1)
+
+
+@pytest.mark.timeout(280)
 @pytest.mark.parametrize("depth, most, streams", [(32, 5, 800), (256, 21, 100), (1024, 1, 20)])
 def test_sorted_lists(depth, most, streams, tmp_path):
     check(SortedLists(depth, most), tmp_path, depth=depth, streams=streams, most=most,
