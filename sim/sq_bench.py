@@ -66,7 +66,8 @@ def utilization_rows(progress):
         q = random_sq(np.random.default_rng(0), N, K, **fields)
         stats = measure(f"sim:?{options}" if options else "sim:", q, M, progress)
         rows.append({
-            "side": q.config.side, "parameters_of": _name(q.config), "M": M, "N": N, "K": K, "engine": options or "default",
+            "side": q.config.side, "parameters_of": _name(q.config), "M": M, "N": N, "K": K,
+            "engine": options or "default",
             "cycles": stats["cycles"], "macs_per_cycle": stats["peak_macs_per_cycle"],
             "utilization": round(stats["utilization"], 4), "limit": limit,
             "met": None if limit is None else stats["utilization"] >= limit,
