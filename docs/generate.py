@@ -229,6 +229,80 @@ def kmeans_classifier_table():
                     f"{r['limit']}{_verdict(r)}"] for r in _bench("kmeans-classifier")])
 
 
+def sq_utilization_table():
+    """Markdown of the sq engine's utilisation."""
+    return _table(["side", "parameters", "M x N x K", "engine", "cycles", "utilisation",
+                   "at least"],
+                  [[r["side"], r["parameters_of"], f"{r['M']} x {r['N']} x {r['K']}", r["engine"],
+                    f"{r['cycles']:,}", f"{r['utilization']:.3f}",
+                    "" if r["limit"] is None else f"{r['limit']}{_verdict(r)}"]
+                   for r in _bench("sq-utilization")])
+
+
+def sq_core_table():
+    """Markdown of sq cores beside bit-serial ones."""
+    return _table(["core", "lanes x rows", "MACs per cycle", "COMB", "FF", "EBR", "DSP", "MHz",
+                   "of W8's COMB", "of W6's", "at most"],
+                  [[r["core"], f"{r['lanes']} x {r['rows']}", r["macs"], f"{r['comb']:,}",
+                    f"{r['ff']:,}", r["ebr"], r["dsp"],
+                    "" if r["mhz_seeds"] is None else _mhz(r), r["of_w8"] or "", r["of_w6"] or "",
+                    "" if r["limit"] is None else f"{r['limit']}{_verdict(r)}"]
+                   for r in _bench("sq-core")])
+
+
+def sq_error_table():
+    """Markdown of errors against stored bits: sq points and integers, by bits."""
+    def cells(r):
+        over = r["over_integers"] or {}
+        both = [r["error"], over.get("error"), r["output_error"], over.get("output_error")]
+        return [r["layer"], r["weights"], f"{r['bits']:.3f}",
+                "" if r["paper_bits"] is None else r["paper_bits"],
+                *("" if value is None else value for value in both)]
+
+    rows = _bench("sq-error")
+    layers = list(dict.fromkeys(r["layer"] for r in rows))
+    ordered = sorted(rows, key=lambda r: (layers.index(r["layer"]), r["bits"]))
+    return _table(["layer", "weights", "stored bits", "the paper's", "error of weights",
+                   "over integers'", "of outputs, calibrated", "over integers'"],
+                  map(cells, ordered))
+
+
+def sq_relation_table():
+    """Markdown of the relation of the two scales."""
+    return _table(["layer", "weights", "power of two", "any", "fixed, 1/16",
+                   "power of two over any"],
+                  [[r["layer"], r["weights"], r["power"], r["free"], r["fixed"],
+                    f"{r['power_over_free']:.4f}"] for r in _bench("sq-relation")])
+
+
+def sq_activations_table():
+    """Markdown of the output errors with two precisions of activations."""
+    return _table(["activations", "quantiser", "output error", "over W4A8's", "at most"],
+                  [[r["activations"], r["quantiser"], f"{r['error']:.4f}",
+                    f"{r['over_w4a8']:.3f}", "" if r["limit"] is None else
+                    f"{r['limit']}{_verdict(r)}"] for r in _bench("sq-activations")])
+
+
+def sq_selectors_table():
+    """Markdown of the ways to select activations."""
+    return _table(["unit, for a bank of 64, two high weights per cycle", "COMB", "FF", "EBR",
+                   "MHz", "bits of the stream per weight"],
+                  [[r["unit"], f"{r['comb']:,}", r["ff"], r["ebr"],
+                    "" if r["mhz_seeds"] is None else _mhz(r),
+                    "" if r["stream_bits"] is None else r["stream_bits"]]
+                   for r in _bench("sq-selectors")])
+
+
+def sq_sweep_table():
+    """Markdown of the Pareto front of the sq sweep."""
+    return _table(["b", "s", "low", "storage", "stored bits", "the paper's", "error", "cycles",
+                   "MACs per cycle", "high lanes", "bits of the image", "COMB", "EBR", "DSP"],
+                  [[r["b"], r["s"], r["low"], r["storage"], f"{r['bits']:.3f}", r["paper_bits"],
+                    r["error"], f"{r['cycles']:,}", r["macs_per_cycle"], r["high_lanes"],
+                    f"{r['image_bits']:.2f}", f"{r['comb']:,}", r["ebr"], r["dsp"]]
+                   for r in _bench("sq-sweep") if r["pareto"]])
+
+
 def sweep_table():
     """Markdown of the Pareto front of the psumbook sweep."""
     return _table(["m", "v", "b", "g", "bits in all", "error / variance", "cycles",
@@ -284,6 +358,10 @@ TABLES = {"boards": boards_table, "core": core_table, "arrays": arrays_table,
           "kmeans-classifier": kmeans_classifier_table, "kmeans-topk": kmeans_topk_table,
           "kmeans-error": kmeans_error_table, "kmeans-token": kmeans_token_table,
           "psumbook-sweep": sweep_table,
+          "sq-utilization": sq_utilization_table, "sq-core": sq_core_table,
+          "sq-error": sq_error_table, "sq-relation": sq_relation_table,
+          "sq-activations": sq_activations_table, "sq-selectors": sq_selectors_table,
+          "sq-sweep": sq_sweep_table,
           "quantizer-error": error_table, "quantizer-outputs": outputs_table,
           "simulator": simulator_table}
 

@@ -78,10 +78,11 @@ def _chunks(config, layer, passes):
             and layer.k_tiles * layer.codebooks <= 2**10:
         return True, [(0, layer.k_tiles)]
     if layer.token is not None:
+        own = f"{layer.token['length']}, " if "length" in layer.token else ""
         raise CapacityError(
             f"the activation buffers must hold a whole token: they have room for "
-            f"{config.token_values} elements, and it has {layer.k_tiles * config.tile_k} with "
-            "padding; use a larger activation_bytes")
+            f"{config.token_values} elements, and it has {own}"
+            f"{layer.k_tiles * config.tile_k} with padding; use a larger activation_bytes")
     most = min(config.activation_depth // words, 2**10 // layer.codebooks)
     return False, [(k, min(most, layer.k_tiles - k)) for k in range(0, layer.k_tiles, most)]
 

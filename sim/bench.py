@@ -20,6 +20,7 @@ from hdl.errors import LutraError
 from host.cli.matrix import check_out
 from sim import kmeans_bench, psumbook_bench, quantizer_bench, sq_bench
 from sim.measure import identity, largest, measure, random_layer, routed
+from sim.pictures import PICTURES
 
 __all__ = ["main"]
 
@@ -242,7 +243,6 @@ _MEASURE = {"core": core_rows, "memory": memory_rows, "arrays": arrays_rows,
             "quantizer-outputs": quantizer_bench.calibration_rows}
 SECTIONS = tuple(_MEASURE)
 _SWEEPS = {"psumbook": psumbook_bench, "sq": sq_bench}
-PICTURES = (".png", ".svg", ".pdf")
 _EXAMPLES = """examples:
   python -m sim.bench --only utilization
   python -m sim.bench --only core --json

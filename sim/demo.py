@@ -25,16 +25,14 @@ import host
 from hdl import commandline
 from hdl.commandline import progress_bar
 from hdl.config import DeviceConfig, EngineConfig
-from hdl.errors import BuildError, FileError
 from hdl.estimate import estimate as resources
 from host.cli.matrix import check_out
 from host.performance import matmul_cycles, one_pass
-from sim import digits, golden
+from sim import digits, golden, pictures
 from sim.device import MEMORIES
 
 __all__ = ["Layer", "Plan", "estimate", "main", "plot", "read_reports"]
 
-PICTURES = (".png", ".svg", ".pdf")
 REPORTS = Path(__file__).parents[1] / "docs" / "reports"
 
 _EXAMPLES = """\
@@ -302,24 +300,13 @@ def quantize_codebooks(network, matrices):
     return mixed
 
 
-def quantize_indexes(network):
-    """The classifier's matrices and activations as indexes of four bits, outliers kept."""
+def quantize_all(network, title, format):
+    """The classifier's matrices in a format, as it is by default, calibrated."""
     matrices = []
-    with progress_bar("quantising to W4A4 with k-means") as progress:
+    with progress_bar(f"quantising to {title}") as progress:
         for i, (W, x) in enumerate(zip(network.weights, network.run(network.train))):
             progress(i, len(network.weights))
-            matrices.append(host.quantize(W, format="kmeans", calibration=x))
-    return matrices
-
-
-def quantize_banks(network):
-    """The classifier's matrices with an eighth of each bank of 64 weights in 8 bits, others in 4.
-    """
-    matrices = []
-    with progress_bar("quantising to 64-(8/4)-0.875") as progress:
-        for i, (W, x) in enumerate(zip(network.weights, network.run(network.train))):
-            progress(i, len(network.weights))
-            matrices.append(host.quantize(W, format="sq", calibration=x))
+            matrices.append(host.quantize(W, format=format, calibration=x))
     return matrices
 
 
@@ -380,14 +367,14 @@ def run_classifier(plan):
             return classify({"bitserial": device, "psumbook": other}, mixed, network.biases, x)
 
     jobs.append(Job(url, jobs[-1].cycles, with_codebooks))
-    indexed = quantize_indexes(network)
+    indexed = quantize_all(network, "W4A4 with k-means", "kmeans")
     with host.open(plan.kmeans) as device:
         jobs.append(Job(
             plan.kmeans, sum(matmul_cycles(device.engine, q, len(x)) for q in indexed),
             lambda device: classify({"kmeans": device}, indexed, network.biases, x)))
     jobs.append(Job(plan.kmeans, jobs[-1].cycles, lambda device: classify_chained(
         device, indexed, network.biases, network.run(network.train), x)))
-    banks = quantize_banks(network)
+    banks = quantize_all(network, "64-(8/4)-0.875", "sq")
     with host.open(plan.sq) as device:
         jobs.append(Job(
             plan.sq, sum(matmul_cycles(device.engine, q, len(x)) for q in banks),
@@ -575,10 +562,6 @@ def _formats_table(result):
 
 def plot(result, path):
     """Draw the four formats side by side: error, bits, and what an image costs."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise BuildError("--plot draws with matplotlib: pip install 'lutra[dev]'") from None
     formats = result["formats"]
     names = [f"{f['format']}\n{f['name']}" for f in formats]
     panels = (
@@ -589,23 +572,20 @@ def plot(result, path):
          [f["cycles"] * f["engine"]["rows"] / result["images"] for f in formats], "{:,.0f}"),
         ("utilisation, %", [100 * f["utilization"] for f in formats], "{:.1f}"),
         ("COMB per row, estimated", [f["comb"] / f["engine"]["rows"] for f in formats], "{:,.0f}"))
-    figure = Figure(figsize=(13, 6.5))
-    for axes, (title, values, text) in zip(figure.subplots(2, 3).flat, panels):
+    drawn = pictures.figure(13, 6.5)
+    for axes, (title, values, text) in zip(drawn.subplots(2, 3).flat, panels):
         bars = axes.bar(names, values, color=[f"C{i}" for i in range(len(names))])
         axes.bar_label(bars, [text.format(value) for value in values], fontsize="small")
         axes.set_title(title, fontsize="medium")
         axes.tick_params(axis="x", labelsize=7)
         axes.margins(y=0.15)
     wrong = 100 * (1 - result["float"]["accuracy"])
-    figure.axes[0].axhline(wrong, color="k", linestyle=":", label="float")
-    figure.axes[0].legend(fontsize="small")
-    figure.suptitle("Four formats, one classifier of digits "
+    drawn.axes[0].axhline(wrong, color="k", linestyle=":", label="float")
+    drawn.axes[0].legend(fontsize="small")
+    drawn.suptitle("Four formats, one classifier of digits "
                     f"({result['images']} test images, simulated)")
-    figure.tight_layout()
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:      # the latter: no such kind of picture
-        raise FileError(f"{path}: cannot be drawn: {error}") from error
+    drawn.tight_layout()
+    pictures.save(drawn, path)
 
 
 def _boards_table(estimates):
@@ -659,8 +639,9 @@ def main(argv=None):
     parser = _parser()
 
     def work(args):
-        if args.plot and args.plot.suffix not in PICTURES:
-            parser.error(f"--plot must name a {', '.join(PICTURES)} file, not {args.plot}")
+        if args.plot and args.plot.suffix not in pictures.PICTURES:
+            parser.error(f"--plot must name a {', '.join(pictures.PICTURES)} file, "
+                         f"not {args.plot}")
         check_out(args.plot)
         _run(args)
 

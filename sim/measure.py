@@ -8,7 +8,7 @@ import numpy as np
 
 from hdl.errors import LutraError
 
-__all__ = ["identity", "largest", "measure", "random_layer", "routed"]
+__all__ = ["identity", "largest", "mark_front", "measure", "random_layer", "routed"]
 
 _SEEDS = (1, 2, 3)
 
@@ -59,6 +59,14 @@ def largest(format):
     default = EngineConfig(**default_engine(format)).as_dict() | {"family": "ecp5"}
     return engine["rows"], "&".join([f"format={format}"] + [
         f"{name}={int(value)}" for name, value in engine.items() if value != default[name]])
+
+
+def mark_front(rows, *costs):
+    """Say of rows, as ``pareto``, whether no other is as good in all `costs` and better in one."""
+    points = [tuple(row[cost] for cost in costs) for row in rows]
+    for row, point in zip(rows, points):
+        row["pareto"] = not any(other != point and all(a <= b for a, b in zip(other, point))
+                                for other in points)
 
 
 def measure(url, q, M, progress):

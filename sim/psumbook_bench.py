@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from hdl.config import BLOCK, EngineConfig
-from hdl.errors import BuildError, FileError
-from sim.measure import identity, largest, measure, routed
+from sim import pictures
+from sim.measure import identity, largest, mark_front, measure, routed
 
 __all__ = ["baseline_rows", "core_rows", "plot", "random_psumbook", "sweep", "utilization_rows"]
 
@@ -136,22 +136,14 @@ def sweep(progress, size=4096, sample=512):
                          "error": round(error, 5), "cycles": work.cycles,
                          "macs_per_cycle": round(size**2 / work.cycles), "comb": area["comb"],
                          "ebr": area["bram"], "dsp": area["dsp"]})
-    costs = [(row["bits"], row["error"], row["cycles"]) for row in rows]
-    for row, cost in zip(rows, costs):
-        row["pareto"] = not any(other != cost and all(a <= b for a, b in zip(other, cost))
-                                for other in costs)
+    mark_front(rows, "bits", "error", "cycles")
     return sorted(rows, key=lambda row: row["bits"])
 
 
 def plot(rows, path):
     """Error over bits of a sweep, a marker per chunk length, the Pareto front filled."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise BuildError("--plot draws with matplotlib: pip install 'lutra[dev]'") from None
-
-    figure = Figure(figsize=(7, 4.5))
-    axes = figure.subplots()
+    drawn = pictures.figure(7, 4.5)
+    axes = drawn.subplots()
     bits = np.linspace(min(r["bits"] for r in rows), max(r["bits"] for r in rows))
     axes.semilogy(bits, 2.0**(-2 * bits), "k:", label="rate-distortion bound")
     for v, marker in ((2, "o"), (4, "s"), (8, "^")):
@@ -163,7 +155,4 @@ def plot(rows, path):
     axes.set(xlabel="bits per weight", ylabel="squared error over variance",
              title="psumbook: Gaussian weights; filled: Pareto front of bits, error and cycles")
     axes.legend()
-    try:
-        figure.savefig(path, bbox_inches="tight")
-    except (OSError, ValueError) as error:      # the latter: no such kind of picture
-        raise FileError(f"{path}: cannot be drawn: {error}") from error
+    pictures.save(drawn, path)

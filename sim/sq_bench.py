@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from hdl.config import EngineConfig
-from hdl.errors import BuildError, FileError
-from sim.measure import identity, measure, routed
+from sim import pictures
+from sim.measure import identity, mark_front, measure, routed
 
 __all__ = ["activation_rows", "core_rows", "error_rows", "plot", "relation_rows",
            "selector_rows", "sweep", "utilization_rows"]
@@ -347,22 +347,14 @@ def sweep(progress, size=4096, sample=512):
             rows.append({"b": bank, "s": config.sparsity, "low": low, "storage": storage,
                          "bits": round(code + 19 / bank + 32 / size, 3),
                          "paper_bits": config.paper_bits, **shared})
-    costs = [(row["bits"], row["error"], row["cycles"]) for row in rows]
-    for row, cost in zip(rows, costs):
-        row["pareto"] = not any(other != cost and all(a <= b for a, b in zip(other, cost))
-                                for other in costs)
+    mark_front(rows, "bits", "error", "cycles")
     return sorted(rows, key=lambda row: row["bits"])
 
 
 def plot(rows, path):
     """Error over bits of a sweep, a marker per bank, a colour per low width; beside it the area."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise BuildError("--plot draws with matplotlib: pip install 'lutra[dev]'") from None
-
-    figure = Figure(figsize=(11, 4.5))
-    left, right = figure.subplots(1, 2)
+    drawn = pictures.figure(11, 4.5)
+    left, right = drawn.subplots(1, 2)
     for axes, key, label in ((left, "bits", "stored bits per weight"),
                              (right, "comb", "COMB of the device, estimated")):
         for (bank, marker), (i, low) in itertools.product(
@@ -375,8 +367,5 @@ def plot(rows, path):
                               label=f"b = {bank}, 8/{low}" if front and axes is left else None)
         axes.set(xlabel=label, ylabel="error, relative")
     left.legend(fontsize="small")
-    figure.suptitle("sq: Student-t weights; filled: Pareto front of bits, error and cycles")
-    try:
-        figure.savefig(path, bbox_inches="tight")
-    except (OSError, ValueError) as error:      # the latter: no such kind of picture
-        raise FileError(f"{path}: cannot be drawn: {error}") from error
+    drawn.suptitle("sq: Student-t weights; filled: Pareto front of bits, error and cycles")
+    pictures.save(drawn, path)

@@ -173,14 +173,14 @@ def fitted(config, calibration):
     starts = np.arange(0, K, config.bank)
     low = np.arange(K) % config.bank >= config.high_count
     steps = np.abs(x).max(axis=1, keepdims=True, initial=0) / 32767
-    best, least = np.ones(len(starts)), np.full(len(starts), np.inf)
-    for factor in sorted(_FACTORS, key=lambda f: abs(np.log(f))):
+    errors = np.empty((len(_FACTORS), len(starts)))
+    for row, factor in zip(errors, _FACTORS):
         scaled = np.where(low, x * factor, x)
         values = _values(config, np.rint((scaled / steps).clip(-32767, 32767)).astype(np.int64))
-        errors = np.where(low, np.square(values * BANK_UNIT * steps - scaled), 0) / factor**2
-        errors = np.add.reduceat(errors.sum(axis=0), starts)
-        better = errors < _GAIN * least
-        best[better], least[better] = factor, errors[better]
+        wrong = np.where(low, np.square(values * BANK_UNIT * steps - scaled), 0) / factor**2
+        row[:] = np.add.reduceat(wrong.sum(axis=0), starts)
+    plain = errors[len(_FACTORS) // 2]      # of the factor 1
+    best = np.where(errors.min(axis=0) < _GAIN * plain, _FACTORS[errors.argmin(axis=0)], 1)
     return np.where(low, np.repeat(best, config.bank)[:K], 1).astype(np.float32)
 
 
