@@ -41,6 +41,11 @@ exit status: 0 done, 1 failed (timing not met, for one), 2 bad usage
 _SIZES = ("tiny", "default", "max")
 _ENGINE = ("format", "lanes", "rows", "columns", "bank", "high_lanes")
 
+_SIDES: dict[str, dict] = {
+    "weight": {},
+    "activation": {"activation_bits": 16, "zero_points": False, "high_lanes": 0, "turns": 1}}
+"""Of sq: what an engine is for that operand in two precisions; activations static or dynamic."""
+
 # What a board builds from and what comes out; the rest of a run is not kept.
 _INTERMEDIATE = ("*.config", "top.json", "top_route.dcp", ".Xil")
 
@@ -218,11 +223,11 @@ def describe(board, config):
     """What is known of a build before it: board, engine, peak rates, memory, link.
 
     ``macs_w2`` are multiply-accumulates per cycle at two code bits per weight, of ``kmeans`` at
-    those of the engine, of ``sq`` at four low ones; ``gops_w2`` counts a multiplication and an
-    addition as two operations.
+    those of the engine, beside high ones of ``sq`` at four low ones; ``gops_w2`` counts a
+    multiplication and an addition as two operations.
     """
     engine = config.engine
-    if engine.format == "bitserial":
+    if engine.signed_sums and not engine.sparse:
         peak = {f"W{bits}": engine.peak_macs(bits) for bits in (1, 2, 4, 8)}
         per_weight = 2
     elif engine.sparse:
@@ -366,6 +371,8 @@ def _parser(boards):
     parser.add_argument("--high-lanes", type=int,
                         help="sq: high weights of a bank that are multiplied per cycle: 1, 2, 4, "
                              "8, 16, 32")
+    parser.add_argument("--side", choices=list(_SIDES),
+                        help="sq: the operand in two precisions (default: weight)")
     parser.add_argument("--memory", type=_kibibytes, metavar="KIB",
                         help="block RAM beside the engine; a power of two is the cheapest")
     parser.add_argument("--clock", type=_megahertz, metavar="MHZ",
@@ -400,6 +407,9 @@ def main(argv=None):
     def work(args):
         board = boards.find(args.board)
         changes = {name: getattr(args, name) for name in _ENGINE if getattr(args, name) is not None}
+        if args.side and args.format != "sq":
+            parser.error("--side is for --format sq")
+        changes |= _SIDES.get(args.side, {})
         try:
             config = board.config(
                 args.size, clock_hz=args.clock, memory_bytes=args.memory, **changes)
@@ -423,7 +433,8 @@ def _rows(report, out):
     """What the table of a report says: a list of (name, value)."""
     engine, memory = report["engine"], report["memory"]
     clock = f"{report['clock_hz'] / 1e6:g} MHz"
-    bits = {"kmeans": engine["b"] // engine["v"], "sq": "8/4"}.get(engine["format"], 2)
+    bits = {"kmeans": engine["b"] // engine["v"],
+            "sq": "8/4" if engine["high_lanes"] else 2}.get(engine["format"], 2)
     rows = [
         ("board", f"{report['board']}: {report['device']}"),
         ("engine", f"{engine['format']}, {engine['lanes']} lanes, {engine['rows']} rows, "

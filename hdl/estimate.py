@@ -62,10 +62,12 @@ def estimate(config):
         brams += (blocks(16 * TOKEN_BEAT, beats) + blocks(30, beats)
                   + 4 * blocks(16 + beats.bit_length(), beats) + blocks(TOKEN_BEAT, beats * e.rows))
         brams += 3 * e.takes_indexes
+    encoder = e.encodes and not kmeans      # of banks: a small tree, two shifters
+    brams += 5 * encoder
     return {
-        "comb": (1900 + 2900 * kmeans + 800 * e.epilogue + queue + e.columns * tables
-                 + e.cells * (sums + 100) + e.rows * e.builders * builder),
-        "ff": 3400 + 3100 * kmeans
+        "comb": (1900 + 2900 * kmeans + 2000 * encoder + 800 * e.epilogue + queue
+                 + e.columns * tables + e.cells * (sums + 100) + e.rows * e.builders * builder),
+        "ff": 3400 + 3100 * kmeans + 1500 * encoder
         + e.cells * ((3 * e.entry_bits(e.v) if kmeans else 33 if centroids else 25) * leaves + 350)
         + 2 * e.code_bits * (len(groups) - 1),
         "bram": ceil(brams / 2) if e.family == "xilinx7" else brams,

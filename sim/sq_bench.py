@@ -82,38 +82,30 @@ def core_rows(progress):
     """Area and clock of sq cores and of bit-serial ones with as many MACs per cycle, ECP5."""
     from hdl.core import Core
 
-    def serial(lanes, **fields):
+    def serial(lanes):
         return EngineConfig(family="ecp5", lanes=lanes, scale_points=lanes // 16,
-                            activation_bits=8, zero_points=False, **fields)
+                            activation_bits=8, zero_points=False)
 
+    found = {}
+    for name, config in (
+            ("64-(8/4)-0.875", engine()), ("64-(8/4)-0.75", engine(high_lanes=4)),
+            ("W4, groups of 64", serial(64)), ("W8, groups of 64", serial(128))):
+        found[name] = routed(Core(config), f"core {name}", progress, mhz=110) | {
+            "lanes": config.lanes} | identity(config)
+    four, eight = found["W4, groups of 64"], found["W8, groups of 64"]
+    # Of 6 / 4 times the lanes, which is no engine: as far between the two as its bits are.
+    six = {key: round((four[key] + eight[key]) / 2) for key in ("comb", "ff", "max", "ebr", "dsp")}
+    found["W6, groups of 64, interpolated"] = six | {
+        "mhz": None, "mhz_seeds": None, "lanes": 96, "parameters": None, "digest": None}
     rows = []
-    for lanes, cells in ((64, {}), (64, {"rows": 4}), (128, {})):
-        macs = 4 * lanes // 4 * cells.get("rows", 1)
-        found = {}
-        for name, config in (
-                ("64-(8/4)-0.875", engine(lanes=lanes, **cells)),
-                ("64-(8/4)-0.75", engine(lanes=lanes, high_lanes=4, **cells)),
-                ("W4, groups of 64", serial(lanes, **cells)),
-                ("W8, groups of 64", serial(2 * lanes, **cells))):
-            found[name] = routed(Core(config), f"core {name}, {lanes} lanes", progress,
-                                 mhz=110) | {"lanes": config.lanes} | identity(config)
-        four, eight = found["W4, groups of 64"], found["W8, groups of 64"]
-        # Of 6 / 4 times the lanes, which is no engine: as far between the two as its bits are.
-        found["W6, groups of 64, interpolated"] = {
-            key: round((four[key] + eight[key]) / 2) for key in ("comb", "ff", "max", "ebr", "dsp")
-        } | {"mhz": None, "mhz_seeds": None, "lanes": 3 * lanes // 2, "parameters": None,
-             "digest": None}
-        for name, area in found.items():
-            sparse = name.startswith("64-")
-            goal = name == "64-(8/4)-0.875"
-            share = area["comb"] / eight["comb"]
-            rows.append({
-                "core": name, "rows": cells.get("rows", 1), "macs": macs, **area,
-                "of_w8": round(share, 3),
-                "of_w6": round(area["comb"] / found["W6, groups of 64, interpolated"]["comb"], 3)
-                if sparse else None,
-                "limit": _AREA_LIMIT if goal else None,
-                "met": share <= _AREA_LIMIT if goal else None})
+    for name, area in found.items():
+        goal = name == "64-(8/4)-0.875"
+        share = area["comb"] / eight["comb"]
+        rows.append({
+            "core": name, "rows": 1, "macs": 64, **area, "of_w8": round(share, 3),
+            "of_w6": round(area["comb"] / six["comb"], 3) if name.startswith("64-") else None,
+            "limit": _AREA_LIMIT if goal else None,
+            "met": share <= _AREA_LIMIT if goal else None})
     encodes = EngineConfig(format="sq", family="ecp5", lanes=64, bank=64, activation_bits=16,
                            zero_points=False)
     rows.append({"core": "W4, two precisions of activations", "rows": 1, "macs": 64,

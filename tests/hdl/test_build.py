@@ -213,6 +213,20 @@ def test_dry_run_builds_nothing(empty_cache, monkeypatch, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_sides_of_sq(capsys):
+    engines = {}
+    for side in ("weight", "activation"):
+        assert main(["--board", "ulx3s", "--format", "sq", "--side", side, "--dry-run",
+                     "--json"]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        engines[side] = plan["engine"]
+        assert ("W2" in plan["peak_macs"]) == (side == "activation")
+    assert engines["weight"]["high_lanes"] == 2 and engines["activation"]["high_lanes"] == 0
+    assert engines["activation"]["activation_bits"] == 16
+    assert main(["--board", "ulx3s", "--side", "activation", "--dry-run"]) == 2
+    assert "--side is for --format sq" in capsys.readouterr().err
+
+
 @pytest.mark.timeout(900)
 def test_estimate_is_within_a_third(ulx3s):
     guess = hdl.build.estimate(ULX3S.config("tiny"))
