@@ -66,7 +66,10 @@ def test_random_products(device, seed):
                       side=str(rng.choice(SIDES)), bits=int(rng.integers(1, 9)), permuted=True)
     x = random_tokens(rng, M, K)
     layer = device.load(q)
+    stalls = device.transport.model.stalls
+    stalls(seed, int(rng.integers(200)), int(rng.integers(200)))
     assert np.array_equal(layer.integers(x), sim.golden.integers(q, x)), (seed, N, K, M, q.config)
+    stalls(0, 0, 0)
     tokens = rng.standard_t(3, (M, K)).astype(np.float32)
     assert np.array_equal(layer(tokens), sim.golden.matmul(q, tokens))
     layer.free()
