@@ -293,6 +293,13 @@ def sq_selectors_table():
                    for r in _bench("sq-selectors")])
 
 
+def sq_dense_table():
+    """Markdown of arrays for the dense part on 7-series."""
+    return _table(["array", "LUT", "FF", "LUT per MAC", "times smaller"],
+                  [[r["array"], f"{r['lut']:,}", f"{r['ff']:,}", r["lut_per_mac"],
+                    r["times_smaller"]] for r in _bench("sq-dense")])
+
+
 def sq_sweep_table():
     """Markdown of the Pareto front of the sq sweep."""
     return _table(["b", "s", "low", "storage", "stored bits", "the paper's", "error", "cycles",
@@ -361,7 +368,7 @@ TABLES = {"boards": boards_table, "core": core_table, "arrays": arrays_table,
           "sq-utilization": sq_utilization_table, "sq-core": sq_core_table,
           "sq-error": sq_error_table, "sq-relation": sq_relation_table,
           "sq-activations": sq_activations_table, "sq-selectors": sq_selectors_table,
-          "sq-sweep": sq_sweep_table,
+          "sq-sweep": sq_sweep_table, "sq-dense": sq_dense_table,
           "quantizer-error": error_table, "quantizer-outputs": outputs_table,
           "simulator": simulator_table}
 

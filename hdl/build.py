@@ -23,7 +23,15 @@ from hdl.errors import ArgumentError, BuildError
 from hdl.estimate import estimate
 from hdl.protocol import BAUDS
 from hdl.registers import REGISTERS
-from hdl.synthesis import cache_root, free_carries, ignore_input, run, tool, tool_version
+from hdl.synthesis import (
+    cache_root,
+    free_carries,
+    ignore_input,
+    run,
+    tool,
+    tool_version,
+    xilinx7_area,
+)
 
 __all__ = ["build", "elaborate", "main"]
 
@@ -185,13 +193,9 @@ def _xilinx7(commands, work, steps, config):
     with steps("synthesise"):
         _run(["yosys", "-q", "-l", "yosys.rpt", "utilisation.ys"], work)
     found = json.loads((work / "utilisation.json").read_text())["design"]["num_cells_by_type"]
-    count = lambda pattern: sum(n for cell, n in found.items() if re.fullmatch(pattern, cell))
     result = {
         "fmax_mhz": None, "timing_met": None, "critical_path": None,
-        "lut": (count(r"LUT[1-6](_2)?|SRL\w+|RAM(32|64)X1S") + 2 * count(r"RAM(32|64)X1D")
-                + 4 * count(r"RAM(32|64)M|RAM128X1D")),
-        "ff": count(r"FD\w+"), "bram": count("RAMB36E1") + count("RAMB18E1") / 2,
-        "dsp": count("DSP48E1"), "bitstream": None}
+        **xilinx7_area(found), "bitstream": None}
     if shutil.which("vivado"):
         with steps("Vivado"):
             _run(commands[0], work)

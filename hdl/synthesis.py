@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -23,8 +24,8 @@ from amaranth.lib.wiring import In, Out
 
 from hdl.errors import BuildError
 
-__all__ = ["Bench", "Result", "free_carries", "ignore_input", "place_and_route", "tool",
-           "tool_version"]
+__all__ = ["Bench", "Result", "estimate_xilinx7", "free_carries", "ignore_input",
+           "place_and_route", "tool", "tool_version", "xilinx7_area"]
 
 SPEED = 6
 DEVICE = "85k"
@@ -202,6 +203,40 @@ def free_carries(path):
                         init = ignore_input(init, pin)
                 cell["parameters"][f"INIT{half}"] = f"{init:016b}"
     path.write_text(json.dumps(netlist))
+
+
+def xilinx7_area(cells):
+    """Look-up tables, flip-flops, block RAMs of 36 kbit and DSPs of counted 7-series cells: a dict.
+    """
+    count = lambda pattern: sum(n for cell, n in cells.items() if re.fullmatch(pattern, cell))
+    return {
+        "lut": (count(r"LUT[1-6](_2)?|SRL\w+|RAM(32|64)X1S") + 2 * count(r"RAM(32|64)X1D")
+                + 4 * count(r"RAM(32|64)M|RAM128X1D")),
+        "ff": count(r"FD\w+"), "bram": count("RAMB36E1") + count("RAMB18E1") / 2,
+        "dsp": count("DSP48E1")}
+
+
+def estimate_xilinx7(design):
+    """Area of a component on a 7-series device as Yosys sees it, neither packed nor placed.
+
+    Parameters
+    ----------
+    design : Component
+        Usually a :class:`Bench`.
+
+    Returns
+    -------
+    dict
+        As of :func:`xilinx7_area`.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        (Path(work) / "top.il").write_text(rtlil.convert(design, name="top", emit_src=False))
+        # Nets are split as in hdl/build.py.
+        run([tool("yosys"), "-q", "-p", "read_rtlil top.il; synth_xilinx -flatten -family xc7 "
+             "-top top -run begin:map_luts; splitnets; synth_xilinx -flatten -family xc7 -top top "
+             "-run map_luts:; tee -q -o cells.json stat -json -tech xilinx"], work)
+        found = json.loads((Path(work) / "cells.json").read_text())
+    return xilinx7_area(found["design"]["num_cells_by_type"])
 
 
 def place_and_route(design, *, seed=1, mhz=200, options=""):

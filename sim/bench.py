@@ -238,7 +238,7 @@ _MEASURE = {"core": core_rows, "memory": memory_rows, "arrays": arrays_rows,
             "sq-core": sq_bench.core_rows, "sq-utilization": sq_bench.utilization_rows,
             "sq-error": sq_bench.error_rows, "sq-relation": sq_bench.relation_rows,
             "sq-activations": sq_bench.activation_rows,
-            "sq-selectors": sq_bench.selector_rows,
+            "sq-dense": sq_bench.dense_rows, "sq-selectors": sq_bench.selector_rows,
             "quantizer-error": quantizer_bench.error_rows,
             "quantizer-outputs": quantizer_bench.calibration_rows}
 SECTIONS = tuple(_MEASURE)

@@ -9,7 +9,7 @@ from hdl.config import EngineConfig
 from sim import pictures
 from sim.measure import identity, mark_front, measure, routed
 
-__all__ = ["activation_rows", "core_rows", "error_rows", "plot", "relation_rows",
+__all__ = ["activation_rows", "core_rows", "dense_rows", "error_rows", "plot", "relation_rows",
            "selector_rows", "sweep", "utilization_rows"]
 
 _INTEGERS = (4, 5, 6, 8)
@@ -112,6 +112,27 @@ def core_rows(progress):
                  **routed(Core(encodes), "core of activations", progress, mhz=110),
                  "lanes": 64, **identity(encodes), "of_w8": None, "of_w6": None, "limit": None,
                  "met": None})
+    return rows
+
+
+def dense_rows(progress):
+    """Bare arrays for the dense part, 64 W4A8 MACs per cycle: tables and plain MACs, 7-series.
+
+    By Yosys, neither packed nor placed; for ECP5 see the section ``arrays``.
+    """
+    from hdl.synthesis import Bench, estimate_xilinx7
+    from sim.baselines import MacArray, TableArray
+
+    rows = []
+    for name, array in (
+            ("64 tables", TableArray(64, 4, family="xilinx7")),
+            ("64 tables, 2 builders", TableArray(64, 4, build=True, family="xilinx7")),
+            ("64 plain MACs", MacArray(64, 4, family="xilinx7"))):
+        progress(name)
+        area = estimate_xilinx7(Bench(array))
+        rows.append({"array": name, **area, "lut_per_mac": round(area["lut"] / 64, 1)})
+    for row in rows:
+        row["times_smaller"] = round(rows[-1]["lut"] / row["lut"], 2)
     return rows
 
 
