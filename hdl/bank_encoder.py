@@ -9,7 +9,7 @@ from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from hdl.bank_units import HIGH_EXPONENT, UNIT_BITS
+from hdl.bank_units import HIGH_EXPONENT, UNIT_BITS, exponent_max
 from hdl.beat import Flow
 from hdl.config import HIGH_MAX, TOKEN_BEAT
 from hdl.encoder import token_beat
@@ -145,8 +145,8 @@ class BankEncoder(wiring.Component):
         with m.Elif(topk.done):
             m.d.sync += finding.eq(0)
 
-        # The largest that is not high, m: the smallest exponent e with
-        # m < 1.25 * 2**(low - 1) * 2**(UNIT_BITS + e).  Per candidate a comparison of top bits.
+        # The largest that is not high, m, and the smallest exponent e with
+        # m < 1.25 * 2**(low - 1) * 2**(UNIT_BITS + e), from its three highest bits.
         largest = Signal(15)
         with m.If(topk.o.valid & (first == 0)):
             m.d.sync += largest.eq(topk.o.payload.value)
@@ -164,7 +164,7 @@ class BankEncoder(wiring.Component):
         # `low` is stored less one: low - 1 + UNIT_BITS bits are free, one more if it is near.
         spare = Signal(signed(6))
         m.d.sync += spare.eq(bits - near - (UNIT_BITS + self.low))
-        most = 8 - self.low             # exponent_max
+        most = exponent_max(self.low + 1)
         m.d.comb += exponent.eq(Mux(spare < 0, 0, Mux(spare > most, most, spare)))
         ends = delay(m, topk.done, 3, name="ends", resettable=True)
         m.d.comb += [

@@ -169,6 +169,11 @@ class Control(wiring.Component):
                 short = Signal()
                 m.d.sync += short.eq(~(count[high:].any() | count[:high].all()))
                 wrong[opcode].append(short)
+        if config.sparse:       # a column's beats bring both halves of its scale, and the turns
+            fields, few = FIELDS[Opcode.LMMA], Signal()
+            planes = word[fields["planes"].offset:][:fields["planes"].width]
+            m.d.sync += few.eq(planes < max(config.turns, 2) - 1)
+            wrong[Opcode.LMMA].append(few)
         if config.rows > 1:
             fields = FIELDS[Opcode.STORE]
             rows = fields["address"].offset

@@ -285,6 +285,8 @@ def activation_rows(progress, M=256, N=512, K=2048, calibration=1024):
     """
     import host
     from host.activations import quantize_tokens
+    from host.formats.sq import SQ
+    from host.formats.sq_activations import SQActivationMatrix, reordered
     from sim import golden
 
     rows = []
@@ -313,6 +315,14 @@ def activation_rows(progress, M=256, N=512, K=2048, calibration=1024):
             progress(f"{kind}: {name}")
             q = host.quantize(W, "sq", method="rtn", calibration=X, **fields)
             found[name] = error(golden.matmul(q, x))
+        # What the quantiser's factors of low columns bring.
+        progress(f"{kind}: columns as they are")
+        config = SQ(side="activation")
+        order = reordered(W, config, X)
+        plain = host.quantize(W[:, order], bits=4, group_size=64)
+        bare = SQActivationMatrix(config, plain.codes, plain.scales, plain.row_scale,
+                                  permutation=order)
+        found["static, energy, columns as they are"] = error(golden.matmul(bare, x))
         for name, value in found.items():
             goal = limit if name == "static, energy" else None
             rows.append({"activations": kind, "quantiser": name, "error": round(value, 4),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import host
+import sim.golden
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +34,14 @@ def random_matrix(rng, N, K, bits, group_size, scheme):
         zeros = np.ones((N, groups), np.uint8)
     return host.from_codes("bitserial", codes=codes, scales=scales, zeros=zeros, bits=bits,
                            group_size=group_size, scheme=scheme)
+
+
+def check_int8_chain(device, rng, first, second):
+    """Two layers with a bias and ReLU between them, as one program, against the golden model."""
+    N, K = first.shape
+    x = rng.standard_normal((5, K)).astype(np.float32)
+    scale = float(np.abs(sim.golden.matmul(first, x)).max() / 100)
+    chain = device.chain([
+        device.load(first, bias=rng.standard_normal(N) * scale * 20, activation="relu",
+                    out="int8", out_scale=scale), device.load(second)])
+    assert np.array_equal(chain(x), sim.golden.chain(chain, x))

@@ -17,6 +17,7 @@ from host.formats.common import (
     check_group_size,
     check_scales,
     column_arguments,
+    imported_scales,
     integer,
     relative_scales,
     string,
@@ -175,7 +176,7 @@ class BitSerialMatrix(QuantizedMatrix):
         if scheme is None:
             scheme = "symmetric" if zeros is None and not signed else "asymmetric"
         config = BitSerial(bits=bits, group_size=group_size, scheme=scheme)
-        codes, scales = array_of("codes", codes, "iu"), array_of("scales", scales, "fiu")
+        codes = array_of("codes", codes, "iu")
         if codes.ndim != 2 or 0 in codes.shape:
             raise ArgumentError(f"codes must have shape [N, K], got {codes.shape}")
         if signed and not config.has_zeros:
@@ -195,9 +196,7 @@ class BitSerialMatrix(QuantizedMatrix):
             raise ArgumentError(f"codes of {config.bits}-bit {scheme} weights must be "
                                 f"{low}..{high}, got {bad}{hint}")
         per_group = f"[N, groups of {config.group_size or K} along K]"
-        scales = check_array("scales", scales.astype(np.float64), np.float64, groups, per_group)
-        if scales.min() < 0:
-            raise ArgumentError(f"scales must not be negative, got {scales.min()}")
+        scales = imported_scales(scales, groups, per_group)
         if zeros is not None:
             zeros = array_of("zeros", zeros, "iu")
             check_array("zeros", zeros, zeros.dtype, groups, per_group)

@@ -8,7 +8,7 @@ from host.errors import ArgumentError, ArgumentTypeError, ConfigError
 from host.matrix import check_array
 
 __all__ = ["SCALE_MAX", "array_of", "as_array", "check_group_size", "check_scales",
-           "column_arguments", "integer", "relative_scales", "string"]
+           "column_arguments", "imported_scales", "integer", "relative_scales", "string"]
 
 GROUP_SIZES = (32, 64, 128, None)
 SCALE_MAX = 65535
@@ -71,6 +71,15 @@ def check_scales(scales, row_scale, shape):
     if not (row_scale > 0).all():
         raise ArgumentError(f"row_scale must be positive, got {row_scale.min()}")
     return scales, row_scale
+
+
+def imported_scales(scales, shape, meaning):
+    """Real scales of somebody else's quantiser as float64 of `shape`; not negative."""
+    scales = array_of("scales", scales, "fiu").astype(np.float64)
+    scales = check_array("scales", scales, np.float64, shape, meaning)
+    if scales.min() < 0:
+        raise ArgumentError(f"scales must not be negative, got {scales.min()}")
+    return scales
 
 
 def column_arguments(permutation, input_scale):

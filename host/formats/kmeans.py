@@ -14,7 +14,7 @@ import numpy as np
 from hdl.config import CENTROID_MAX
 from hdl.token_units import GAIN_BITS, VALUE_MAX, normaliser, unit_shift
 from host.errors import ArgumentError, ArgumentTypeError, ConfigError
-from host.formats.common import array_of, column_arguments, integer
+from host.formats.common import array_of, column_arguments, imported_scales, integer
 from host.matrix import QuantizedMatrix, check_array, pack_bits, row_blocks, unpack_bits
 
 __all__ = ["KMeans", "KMeansMatrix", "step_min"]
@@ -148,7 +148,7 @@ class KMeansMatrix(QuantizedMatrix):
         -------
         KMeansMatrix
         """
-        codes, scales = array_of("codes", codes, "iu"), array_of("scales", scales, "fiu")
+        codes = array_of("codes", codes, "iu")
         if codes.ndim != 2 or 0 in codes.shape:
             raise ArgumentError(f"codes must have shape [N, K], got {codes.shape}")
         N, K = codes.shape
@@ -162,9 +162,7 @@ class KMeansMatrix(QuantizedMatrix):
         if codes.min() < 0 or codes.max() >= len(book):
             bad = codes.min() if codes.min() < 0 else codes.max()
             raise ArgumentError(f"codes must be 0..{len(book) - 1}, the centroids, got {bad}")
-        scales = check_array("scales", scales.astype(np.float64), np.float64, (N,), "[N]")
-        if scales.min() < 0:
-            raise ArgumentError(f"scales must not be negative, got {scales.min()}")
+        scales = imported_scales(scales, (N,), "[N]")
         with np.errstate(over="ignore"):        # the constructor refuses infinity
             row_scale = (scales * unit).astype(np.float32)
         return cls(config, (N, K), codes.astype(np.uint8), book, row_scale, activation_book, step,

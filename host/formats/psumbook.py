@@ -18,6 +18,7 @@ from host.formats.common import (
     check_group_size,
     check_scales,
     column_arguments,
+    imported_scales,
     integer,
     relative_scales,
 )
@@ -141,7 +142,7 @@ class PsumbookMatrix(QuantizedMatrix):
         -------
         PsumbookMatrix
         """
-        codes, scales = array_of("codes", codes, "iu"), array_of("scales", scales, "fiu")
+        codes = array_of("codes", codes, "iu")
         codebooks = array_of("codebooks", codebooks, "fiu").astype(np.float64)
         if codebooks.ndim != 3 or 0 in codebooks.shape:
             raise ArgumentError(f"codebooks must have shape [m, 2**b, v], got {codebooks.shape}")
@@ -162,10 +163,8 @@ class PsumbookMatrix(QuantizedMatrix):
             bad = codes.min() if codes.min() < 0 else codes.max()
             raise ArgumentError(f"codes must be 0..{size - 1}, the codebooks' centroids, got {bad}")
         check_array("codebooks", codebooks, np.float64, codebooks.shape, "[m, 2**b, v]")
-        scales = check_array("scales", scales.astype(np.float64), np.float64,
-                             (N, config.groups(K)), f"[N, groups of {group_size or K} along K]")
-        if scales.min() < 0:
-            raise ArgumentError(f"scales must not be negative, got {scales.min()}")
+        scales = imported_scales(scales, (N, config.groups(K)),
+                                 f"[N, groups of {group_size or K} along K]")
         unit = np.abs(codebooks).max() / CENTROID_MAX or 1.0
         centroids = np.rint(codebooks / unit).astype(np.int8)
         return cls(config, (N, K), codes.astype(np.uint8), centroids,

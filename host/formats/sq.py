@@ -17,6 +17,7 @@ from host.formats.common import (
     array_of,
     check_scales,
     column_arguments,
+    imported_scales,
     integer,
     relative_scales,
     string,
@@ -231,25 +232,33 @@ class SQMatrix(QuantizedMatrix):
         return train(W, config, calibration, output_scale, progress)
 
     @classmethod
-    def from_codes(cls, *, low, high, scales, bank, sparsity, exponents=None, bits=4, mask=None,
-                   K=None, permutation=None, input_scale=None, output_scale=None):
+    def from_codes(cls, *, scales, bank, sparsity, low=None, high=None, side="weight", codes=None,
+                   exponents=None, bits=4, low_bits=4, mask=None, K=None, permutation=None,
+                   input_scale=None, output_scale=None):
         """Import codes of somebody else's quantiser.
 
         Parameters
         ----------
+        scales : array of real numbers, [N, banks]
+            Low steps, not negative; rounded to 16 bits relative to the largest of their row.
+            Of another side than weights: steps s of ``s * (q - (2**bits - 1) / 2)``.
+        bank, sparsity, side
+            See :class:`SQ`.
         low : array of an integer dtype, [N, banks * bank]
             Stored column order, ``-(2**(bits - 1) - 1)..2**(bits - 1) - 1``; where a weight is
             high the sentinel ``-2**(bits - 1)``, or with a `mask` anything legal.
         high : array of an integer dtype, [N, banks, high weights of a bank]
             -127..127, in the order of K.
-        scales : array of real numbers, [N, banks]
-            Low steps, not negative; rounded to 16 bits relative to the largest of their row.
-        bank, sparsity
-            See :class:`SQ`.
+        codes : array of an integer dtype, [N, K]
+            Of another side than weights, instead of `low` and `high`: codes q of uniform weights,
+            0..2**bits - 1, in the stored column order; with side ``"activation"`` the first
+            ``(1 - sparsity) * bank`` columns of each bank are high.
         exponents : array of an integer dtype, [N, banks], optional
             A high step is ``2**exponent`` low steps, -4..3; -4 by default.
         bits : int
-            Of a low weight, 2..4.
+            Of a low weight, 2..4; or of codes, 1..8.
+        low_bits : int
+            Of low activations, 2..4.
         mask : array of bool, [N, banks * bank], optional
             Which weights are high, if no sentinel says so.
         K : int, optional
@@ -260,11 +269,22 @@ class SQMatrix(QuantizedMatrix):
 
         Returns
         -------
-        SQMatrix
+        SQMatrix or SQActivationMatrix
         """
+        of_weights = {"low": low, "high": high, "exponents": exponents, "mask": mask, "K": K}
+        if side != "weight":
+            given = [name for name, array in of_weights.items() if array is not None]
+            if given or codes is None:
+                raise ArgumentTypeError(f"side={side!r} takes codes and scales, "
+                                        f"got {', '.join(given) or 'no codes'}")
+            return SQActivationMatrix.from_codes(
+                SQ(bank=bank, sparsity=sparsity, low=low_bits, side=side, bits=bits), codes=codes,
+                scales=scales, permutation=permutation, input_scale=input_scale,
+                output_scale=output_scale)
+        if low is None or high is None or codes is not None:
+            raise ArgumentTypeError("side='weight' takes low and high, and no codes")
         config = SQ(bank=bank, sparsity=sparsity, low=bits)
         low, high = array_of("low", low, "iu"), array_of("high", high, "iu")
-        scales = array_of("scales", scales, "fiu").astype(np.float64)
         if low.ndim != 2 or 0 in low.shape or low.shape[1] % config.bank:
             raise ArgumentError("low must have shape [N, banks * bank], whole banks of "
                                 f"{config.bank}, got {low.shape}")
@@ -285,9 +305,7 @@ class SQMatrix(QuantizedMatrix):
         if high.min() < -HIGH_MAX or high.max() > HIGH_MAX:
             bad = high.min() if high.min() < -HIGH_MAX else high.max()
             raise ArgumentError(f"high weights must be {-HIGH_MAX}..{HIGH_MAX}, got {bad}")
-        scales = check_array("scales", scales, np.float64, (N, banks), "[N, banks]")
-        if scales.min() < 0:
-            raise ArgumentError(f"scales must not be negative, got {scales.min()}")
+        scales = imported_scales(scales, (N, banks), "[N, banks]")
         least, most = -LOW_SHIFT, 2**EXPONENT_BITS - 1 - LOW_SHIFT
         exponents = np.full((N, banks), least) if exponents is None else array_of(
             "exponents", exponents, "iu")

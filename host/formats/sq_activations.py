@@ -14,6 +14,7 @@ from hdl.bank_units import BANK_UNIT, BANK_VALUE_MAX, HIGH_EXPONENT, UNIT_BITS, 
 from hdl.config import HIGH_MAX
 from host.errors import ArgumentError
 from host.formats.bitserial import BitSerial, BitSerialMatrix
+from host.formats.common import column_arguments
 from host.matrix import QuantizedMatrix, row_blocks
 
 __all__ = ["SQActivationMatrix", "fitted", "reordered"]
@@ -72,8 +73,12 @@ class SQActivationMatrix(QuantizedMatrix):
                    output_scale=output_scale)
 
     @classmethod
-    def from_codes(cls, **arrays):
-        raise NotImplementedError       # SQMatrix.from_codes is the entry of the format
+    def from_codes(cls, config, *, codes, scales, permutation, input_scale, output_scale):
+        """Import codes; arguments as of :meth:`host.formats.sq.SQMatrix.from_codes`."""
+        weights = BitSerialMatrix.from_codes(
+            codes=codes, scales=scales, bits=config.bits, group_size=config.bank)
+        return cls(config, weights.codes, weights.scales, weights.row_scale,
+                   output_scale=output_scale, **column_arguments(permutation, input_scale))
 
     def integer_weights(self, rows=slice(None)):
         return self.weights.integer_weights(rows)

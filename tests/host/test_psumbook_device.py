@@ -11,6 +11,7 @@ from hdl.config import EngineConfig
 from host.formats.common import relative_scales
 from host.formats.psumbook import Psumbook, PsumbookMatrix
 from host.performance import matmul_cycles
+from tests.conftest import check_int8_chain
 from tests.conftest import random_matrix as bitserial_matrix
 
 SEED = int(os.environ.get("LUTRA_SEED", "1"))
@@ -81,12 +82,7 @@ def test_chain_with_requantisation(device):
     rng = np.random.default_rng(SEED)
     first = random_matrix(rng, 40, 70, v, 2, b, 32)
     second = random_matrix(rng, 12, 40, v, 3, b, None)
-    x = rng.standard_normal((5, 70)).astype(np.float32)
-    scale = float(np.abs(sim.golden.matmul(first, x)).max() / 100)
-    chain = opened.chain([
-        opened.load(first, bias=rng.standard_normal(40) * scale * 20, activation="relu",
-                    out="int8", out_scale=scale), opened.load(second)])
-    assert np.array_equal(chain(x), sim.golden.chain(chain, x))
+    check_int8_chain(opened, rng, first, second)
 
 
 def test_wide_activations_are_refused(device):

@@ -162,6 +162,30 @@ class TestMatrix:
         assert np.array_equal(q.values(x), golden)
         assert np.abs(golden).max() <= 254
 
+    @pytest.mark.parametrize("side", SIDES)
+    def test_import(self, side):
+        rng = np.random.default_rng(0)
+        codes, scales = rng.integers(0, 8, (5, 100)), rng.random((5, 2)) + 0.1
+        order = rng.permutation(100)
+        q = host.from_codes("sq", side=side, codes=codes, scales=scales, bank=64, sparsity=0.75,
+                            bits=3, low_bits=2, permutation=order)
+        assert (q.config.low, q.config.high_count, q.config.side) == (2, 16, side)
+        W = (codes - 3.5) * np.repeat(scales, 64, axis=1)[:, :100]
+        assert np.abs(q.dequantize()[:, order] - W).max() < 1e-4 * np.abs(W).max()
+
+    @pytest.mark.parametrize("change, message", [
+        ({"codes": None}, "takes codes and scales, got no codes"),
+        ({"low": np.zeros((5, 64), int)}, "takes codes and scales, got low"),
+        ({"side": "weight"}, "takes low and high, and no codes"),
+        ({"codes": np.full((5, 64), 16)}, r"0\.\.15, got 16"), ({"low_bits": 5}, "low must be"),
+        ({"side": "both"}, "side must be")])
+    def test_illegal_import(self, change, message):
+        given = {"codes": np.zeros((5, 64), int), "scales": np.ones((5, 1)), "bank": 64,
+                 "sparsity": 0.875, "side": SIDES[0]}
+        with pytest.raises((host.ArgumentError, host.ArgumentTypeError, host.ConfigError),
+                           match=message):
+            host.from_codes("sq", **given | change)
+
     def test_quantiser_uses_calibration(self):
         rng = np.random.default_rng(0)
         W = rng.standard_normal((32, 200)).astype(np.float32)

@@ -8,8 +8,10 @@ import pytest
 import host
 import sim.golden
 from hdl.config import EngineConfig
+from hdl.isa import Instruction
 from host.formats.sq import SQ, SQMatrix
 from host.performance import matmul_cycles
+from tests.conftest import check_int8_chain
 from tests.host.test_sq import random_matrix
 
 SEED = int(os.environ.get("LUTRA_SEED", "1"))
@@ -82,12 +84,7 @@ def test_chain_with_requantisation(device):
     rng = np.random.default_rng(SEED)
     first = random_matrix(rng, 40, 70, **fields(rng, device.engine))
     second = random_matrix(rng, 12, 40, **fields(rng, device.engine))
-    x = rng.standard_normal((5, 70)).astype(np.float32)
-    scale = float(np.abs(sim.golden.matmul(first, x)).max() / 100)
-    chain = device.chain([
-        device.load(first, bias=rng.standard_normal(40) * scale * 20, activation="relu",
-                    out="int8", out_scale=scale), device.load(second)])
-    assert np.array_equal(chain(x), sim.golden.chain(chain, x))
+    check_int8_chain(device, rng, first, second)
 
 
 def test_cycles_are_those_of_the_model(device):
@@ -99,6 +96,16 @@ def test_cycles_are_those_of_the_model(device):
         layer.integers(rng.integers(-127, 128, (M, K)))
         assert layer.stats["cycles"] == pytest.approx(matmul_cycles(engine, q, M), rel=0.06)
         assert layer.stats["peak_macs_per_cycle"] == engine.tile_k * engine.cells / 2
+
+
+def test_columns_too_short_for_their_scales_are_refused(device):
+    least = max(device.engine.turns, 2)
+    for planes in range(1, 9):
+        program = [Instruction.make("LMMA", planes=planes, columns=8)]
+        # Those that can be wait for tables that nobody builds.
+        with pytest.raises(host.ProgramError,
+                           match="BAD_FIELD" if planes < least else "DEADLOCK"):
+            device.run(program)
 
 
 def test_wide_activations_are_refused(device):
