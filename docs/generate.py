@@ -239,7 +239,7 @@ def sq_utilization_table():
                    for r in _bench("sq-utilization")])
 
 
-def sq_core_table():
+def sq_core_table(section="sq-core"):
     """Markdown of sq cores beside bit-serial ones."""
     return _table(["core", "lanes x rows", "MACs per cycle", "COMB", "FF", "EBR", "DSP", "MHz",
                    "of W8's COMB", "of W6's", "at most"],
@@ -247,7 +247,7 @@ def sq_core_table():
                     f"{r['ff']:,}", r["ebr"], r["dsp"],
                     "" if r["mhz_seeds"] is None else _mhz(r), r["of_w8"] or "", r["of_w6"] or "",
                     "" if r["limit"] is None else f"{r['limit']}{_verdict(r)}"]
-                   for r in _bench("sq-core")])
+                   for r in _bench(section)])
 
 
 def sq_error_table():
@@ -285,10 +285,10 @@ def sq_activations_table():
 
 def sq_selectors_table():
     """Markdown of the ways to select activations."""
-    return _table(["unit, for a bank of 64, two high weights per cycle", "COMB", "FF", "EBR",
-                   "MHz", "bits of the stream per weight"],
-                  [[r["unit"], f"{r['comb']:,}", r["ff"], r["ebr"],
-                    "" if r["mhz_seeds"] is None else _mhz(r),
+    return _table(["unit", "bank", "COMB", "FF", "EBR", "MHz", "COMB for 64 lanes",
+                   "bits of the stream per weight"],
+                  [[r["unit"], r["bank"], f"{r['comb']:,}", r["ff"], r["ebr"],
+                    "" if r["mhz_seeds"] is None else _mhz(r), f"{r['comb_64_lanes']:,}",
                     "" if r["stream_bits"] is None else r["stream_bits"]]
                    for r in _bench("sq-selectors")])
 
@@ -366,6 +366,7 @@ TABLES = {"boards": boards_table, "core": core_table, "arrays": arrays_table,
           "kmeans-error": kmeans_error_table, "kmeans-token": kmeans_token_table,
           "psumbook-sweep": sweep_table,
           "sq-utilization": sq_utilization_table, "sq-core": sq_core_table,
+          "sq-core-rows": partial(sq_core_table, "sq-core-rows"),
           "sq-error": sq_error_table, "sq-relation": sq_relation_table,
           "sq-activations": sq_activations_table, "sq-selectors": sq_selectors_table,
           "sq-sweep": sq_sweep_table, "sq-dense": sq_dense_table,

@@ -22,7 +22,7 @@ __all__ = ["BankEncoder"]
 _LANES = TOKEN_BEAT // ENCODE_CYCLES    # elements encoded per cycle
 _WITHIN = TOKEN_BEAT.bit_length() - 1
 _EXPONENT_BITS = 3
-_ENCODED = 3        # cycles from an element to its value
+_ENCODED = 4        # cycles from an element to its value
 
 
 class BankEncoder(wiring.Component):
@@ -74,7 +74,13 @@ class BankEncoder(wiring.Component):
                                               family=config.family)
         m.submodules.exponents = exponents = BlockRAM(
             _EXPONENT_BITS, max(2, (self.beats >> per_bank) * config.rows), family=config.family)
-        finding, address = self._find(m, flags, exponents, per_bank)
+        # Of low elements: their largest exponent, and all ones where a magnitude has a bit.
+        most, low_mask = Signal(_EXPONENT_BITS), Signal(3)
+        with m.Switch(self.low):
+            for low in range(1, 4):
+                with m.Case(low):
+                    m.d.comb += [most.eq(exponent_max(low + 1)), low_mask.eq((1 << low) - 1)]
+        finding, address = self._find(m, flags, exponents, per_bank, most)
 
         # Number and row of the next beat to encode.
         beat, row = Signal(range(self.beats)), Signal(range(config.rows))
@@ -87,10 +93,10 @@ class BankEncoder(wiring.Component):
                 m.d.sync += beat.eq(beat + 1)
         m.d.comb += [flags.read_address.eq(Mux(finding, address, Cat(beat, row))),
                      exponents.read_address.eq(Cat(beat[per_bank:], row))]
-        self._encode(m, flags.read_data, exponents.read_data)
+        self._encode(m, flags.read_data, exponents.read_data, low_mask)
         return m
 
-    def _find(self, m, flags, exponents, per_bank):
+    def _find(self, m, flags, exponents, per_bank, most):
         """High elements as flags, and the exponent: whether it searches, and where it reads."""
         config, family = self.config, self.config.family
         m.submodules.topk = topk = Orizuru(config.bank, one_sided=True, family=family)
@@ -152,28 +158,28 @@ class BankEncoder(wiring.Component):
             m.d.sync += largest.eq(topk.o.payload.value)
         exponent = Signal(_EXPONENT_BITS)
         bits = Signal(4)        # of it
-        m.d.comb += bits.eq(0)
+        m.d.sync += bits.eq(0)
         for i in range(15):
             with m.If(largest[i]):
-                m.d.comb += bits.eq(i + 1)
+                m.d.sync += bits.eq(i + 1)
         # Below 1.25 times its highest bit: the two bits under that are 0.
         near = Signal()
+        m.d.sync += near.eq(0)
         for i in range(2, 15):
             with m.If(bits == i + 1):
-                m.d.comb += near.eq(~largest[i - 2:i].any())
+                m.d.sync += near.eq(~largest[i - 2:i].any())
         # `low` is stored less one: low - 1 + UNIT_BITS bits are free, one more if it is near.
         spare = Signal(signed(6))
         m.d.sync += spare.eq(bits - near - (UNIT_BITS + self.low))
-        most = exponent_max(self.low + 1)
         m.d.comb += exponent.eq(Mux(spare < 0, 0, Mux(spare > most, most, spare)))
-        ends = delay(m, topk.done, 3, name="ends", resettable=True)
+        ends = delay(m, topk.done, 4, name="ends", resettable=True)
         m.d.comb += [
             exponents.write_enable.eq(ends), exponents.write_data.eq(exponent),
             exponents.write_address.eq(Cat(self.first_beat[per_bank:], self.row))]
         m.d.sync += self.found.eq(ends)
         return finding, address
 
-    def _encode(self, m, flags, exponent):
+    def _encode(self, m, flags, exponent, low_mask):
         """Elements to values, a few per cycle."""
         config = self.config
         elements = Signal(token_beat(), reset_less=True)
@@ -187,9 +193,6 @@ class BankEncoder(wiring.Component):
         with m.Elif(left != 0):
             m.d.sync += [elements.eq(elements.as_value() >> 16 * _LANES),
                          high.eq(high >> _LANES), left.eq(left - 1)]
-        # Of low elements: all ones where the magnitude of 2..4 bits has a bit.
-        low_max = Signal(3)
-        m.d.comb += low_max.eq((1 << self.low) - 1)
         encoded = []
         for n in range(_LANES):
             shift = Signal(_EXPONENT_BITS, name=f"shift_{n}")
@@ -199,11 +202,20 @@ class BankEncoder(wiring.Component):
             m.d.sync += halves.eq((elements[n] >> UNIT_BITS - 1) >> shift)
             whole = Signal(signed(16 - UNIT_BITS + 1), name=f"whole_{n}", reset_less=True)
             m.d.sync += whole.eq((halves + 1) >> 1)
-            most = Mux(delay(m, high[n], 2, name=f"high_{n}"), HIGH_MAX, low_max)
-            clipped = Signal(signed(8), name=f"clipped_{n}")
-            m.d.comb += clipped.eq(Mux(whole > most, most, Mux(whole < -most, -most, whole)))
+            # To -mask..mask: of negative ones the complement, which has -mask if it is mask - 1.
+            negative, magnitude = whole[-1], Signal(len(whole) - 1, name=f"magnitude_{n}")
+            mask = Signal.like(magnitude, name=f"mask_{n}")
+            beyond, full = Signal(name=f"beyond_{n}"), Signal(name=f"full_{n}")
+            m.d.comb += [mask.eq(Mux(delay(m, high[n], 2, name=f"high_{n}"), HIGH_MAX, low_mask)),
+                         magnitude.eq(whole[:-1] ^ negative.replicate(len(magnitude))),
+                         beyond.eq((magnitude & ~mask).any()),
+                         full.eq(beyond | (magnitude == mask))]
+            kept = (magnitude | beyond.replicate(len(magnitude))) & mask
+            kept = Cat(kept[0] & ~(negative & full), kept[1:])
+            clipped = Signal(signed(8), name=f"clipped_{n}", reset_less=True)
+            m.d.sync += clipped.eq(kept[:7] ^ negative.replicate(8))
             value = Signal(signed(config.value_bits), name=f"value_{n}", reset_less=True)
-            m.d.sync += value.eq(clipped << delay(m, shift, 2, name=f"shift_{n}"))
+            m.d.sync += value.eq(clipped << delay(m, shift, 3, name=f"shift_{n}"))
             encoded.append(value)
         with m.If(delay(m, left != 0, _ENCODED, name="goes", resettable=True)):
             m.d.sync += self.values.eq(Cat(*list(self.values)[_LANES:], *encoded))

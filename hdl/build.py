@@ -227,15 +227,21 @@ def describe(board, config):
     """What is known of a build before it: board, engine, peak rates, memory, link.
 
     ``macs_w2`` are multiply-accumulates per cycle at two code bits per weight, of ``kmeans`` at
-    those of the engine, beside high ones of ``sq`` at four low ones; ``gops_w2`` counts a
-    multiplication and an addition as two operations.
+    those of the engine, of ``sq`` with low weights of four bits; ``gops_w2`` counts a
+    multiplication and an addition as two operations.  Peaks of ``sq`` are named by the matrices
+    with the most high weights that have them.
     """
     engine = config.engine
     if engine.signed_sums and not engine.sparse:
         peak = {f"W{bits}": engine.peak_macs(bits) for bits in (1, 2, 4, 8)}
         per_weight = 2
     elif engine.sparse:
-        peak = {f"8/{low}": engine.peak_macs(max(low, engine.turns)) for low in (2, 3, 4)}
+        peak = {}
+        for low in (2, 3, 4):
+            beats = max(low, engine.turns, 2)
+            high = min(beats * engine.high_lanes, engine.bank // 2)
+            name = f"{engine.bank}-(8/{low})-{1 - high / engine.bank:g}"
+            peak[name] = engine.peak_macs(beats)
         per_weight = 4
     elif engine.encodes:
         peak = {f"W{engine.b // engine.v}": engine.peak_macs()}
@@ -376,7 +382,8 @@ def _parser(boards):
                         help="sq: high weights of a bank that are multiplied per cycle: 1, 2, 4, "
                              "8, 16, 32")
     parser.add_argument("--side", choices=list(_SIDES),
-                        help="sq: the operand in two precisions (default: weight)")
+                        help="sq: the operand in two precisions; activation serves the "
+                             "static and the dynamic split (default: weight)")
     parser.add_argument("--memory", type=_kibibytes, metavar="KIB",
                         help="block RAM beside the engine; a power of two is the cheapest")
     parser.add_argument("--clock", type=_megahertz, metavar="MHZ",
@@ -413,6 +420,10 @@ def main(argv=None):
         changes = {name: getattr(args, name) for name in _ENGINE if getattr(args, name) is not None}
         if args.side and args.format != "sq":
             parser.error("--side is for --format sq")
+        if args.bank is not None and args.format != "sq":
+            parser.error("--bank is for --format sq")
+        if args.high_lanes is not None and (args.format != "sq" or args.side == "activation"):
+            parser.error("--high-lanes is for --format sq with --side weight")
         changes |= _SIDES.get(args.side, {})
         try:
             config = board.config(
@@ -421,6 +432,7 @@ def main(argv=None):
         except ArgumentError as error:
             parser.error(str(error))
         kind = "" if config.engine.format == "bitserial" else f"-{config.engine.format}"
+        kind += "-activation" * (args.side == "activation")
         out = args.out or Path("build") / f"{args.board}{kind}-{args.size}"
         if args.dry_run:
             report = describe(board, config) | {"estimate": estimate(config), "out": str(out)}
@@ -437,13 +449,19 @@ def _rows(report, out):
     """What the table of a report says: a list of (name, value)."""
     engine, memory = report["engine"], report["memory"]
     clock = f"{report['clock_hz'] / 1e6:g} MHz"
-    bits = {"kmeans": engine["b"] // engine["v"],
-            "sq": "8/4" if engine["high_lanes"] else 2}.get(engine["format"], 2)
+    sparse = engine["format"] == "sq" and engine["high_lanes"]
+    bits = "8/4" if sparse else {"kmeans": engine["b"] // engine["v"]}.get(engine["format"], 2)
+    size = ", ".join(f"{engine[name]} {name if engine[name] > 1 else name[:-1]}"
+                     for name in ("lanes", "rows", "columns"))
+    if engine["bank"]:
+        size += f", banks of {engine['bank']}, " + (
+            f"{engine['high_lanes']} high lanes each" if sparse
+            else "activations in two precisions")
     rows = [
         ("board", f"{report['board']}: {report['device']}"),
-        ("engine", f"{engine['format']}, {engine['lanes']} lanes, {engine['rows']} rows, "
-                   f"{engine['columns']} columns"),
-        ("MACs per cycle", ", ".join(f"{name} {n:g}" for name, n in report["peak_macs"].items())),
+        ("engine", f"{engine['format']}, {size}"),
+        ("MACs per cycle", ", ".join(f"{name}: {round(n, 1):g}"
+                                     for name, n in report["peak_macs"].items())),
         (f"GOPS at {bits} bits", f"{report['gops_w2']:g}"),
         ("memory", f"{memory['kind']}, {memory['bytes'] // 1024} KiB, "
                    f"{memory['bytes_per_second'] / 1e9:.2f} GB/s"),

@@ -6,6 +6,7 @@ its work is, and exits with 0 (done), 1 (failed) or 2 (bad usage).
 
 import argparse
 import json
+import os
 import sys
 from contextlib import contextmanager
 
@@ -23,7 +24,11 @@ from rich.table import Table
 
 from hdl.errors import LutraError
 
-__all__ = ["Parser", "kind", "live", "print_summary", "progress_bar", "progress_steps", "run"]
+__all__ = ["Parser", "kind", "live", "output", "print_summary", "progress_bar",
+           "progress_steps", "run"]
+
+
+_FILE_WIDTH = 250
 
 
 class Parser(argparse.ArgumentParser):
@@ -99,7 +104,15 @@ def print_summary(summary, rows, *, as_json):
     for row in rows:
         table.add_row(*row)
     # Markup off: names of tensors are in brackets.
-    Console(markup=False, highlight=False).print(table)
+    output(markup=False).print(table)
+
+
+def output(**options):
+    """A console on standard output; one that is no terminal is wide enough for every table."""
+    console = Console(highlight=False, **options)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _FILE_WIDTH
+    return console
 
 
 def live(*columns, transient=True):

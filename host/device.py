@@ -366,15 +366,21 @@ class Device(Bound):
             return
         engine = self.engine
         if engine.format != q.format:
+            remedy = f"build the board with --format {q.format}" if adapt is None else \
+                f"open sim: without format={engine.format}"
             raise DeviceError(f"{self.url} is built for {engine.format}, the matrix is {q.format}: "
-                              f"build the board with --format {q.format}")
-        for name, value in needs.items():
-            legal = value if isinstance(value, tuple) else (value,)
-            if getattr(engine, name) not in legal:
-                raise DeviceError(f"{self.url} is built with {name}={getattr(engine, name)}; this "
-                                  f"matrix and its activations need {name}="
-                                  f"{' or '.join(map(str, legal))}: build the board so, or "
-                                  "quantise otherwise")
+                              f"{remedy}")
+        remedy = "build the board so" if adapt is None else "open sim: with other options"
+        legal = {name: value if isinstance(value, tuple) else (value,)
+                 for name, value in needs.items()}
+        wrong = [name for name, values in legal.items() if getattr(engine, name) not in values]
+        if wrong:
+            built = ", ".join(f"{name}={getattr(engine, name)}" for name in wrong)
+            needed = ", ".join(f"{name}={' or '.join(map(str, sorted(legal[name])))}"
+                               for name in wrong)
+            of_side = f" of side={q.config.side!r}" if q.format == "sq" else ""
+            raise DeviceError(f"{self.url} is built with {built}; this matrix{of_side} and its "
+                              f"activations need {needed}: {remedy}, or quantise otherwise")
 
 
 class Layer(Bound):

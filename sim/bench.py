@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -217,7 +216,7 @@ def _table(title, rows):
     for row in rows:
         table.add_row(*(("yes" if v else "[red]no[/red]") if isinstance(v, bool) else
                         "" if v is None else str(v) for v in (row[name] for name in names)))
-    console = Console()
+    console = commandline.output()
     console.print(table)
     for digest, parameters in {row.get("digest"): row.get("parameters") for row in rows}.items():
         if digest:
@@ -235,7 +234,8 @@ _MEASURE = {"core": core_rows, "memory": memory_rows, "arrays": arrays_rows,
             "kmeans-error": kmeans_bench.error_rows, "kmeans-token": kmeans_bench.token_rows,
             "kmeans-chain": kmeans_bench.chain_rows,
             "kmeans-classifier": kmeans_bench.classifier_rows,
-            "sq-core": sq_bench.core_rows, "sq-utilization": sq_bench.utilization_rows,
+            "sq-core": sq_bench.core_rows, "sq-core-rows": sq_bench.large_core_rows,
+            "sq-utilization": sq_bench.utilization_rows,
             "sq-error": sq_bench.error_rows, "sq-relation": sq_bench.relation_rows,
             "sq-activations": sq_bench.activation_rows,
             "sq-dense": sq_bench.dense_rows, "sq-selectors": sq_bench.selector_rows,

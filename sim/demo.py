@@ -55,8 +55,9 @@ class Plan:
     ----------
     engines : dict of int to str
         Device URL by rows.
-    psumbook, kmeans, sq : str
-        URLs of the engines for the classifier's codebooks, indexes, and two precisions.
+    psumbook, kmeans, sq, sq_tokens : str
+        URLs of the engines for the classifier's codebooks, indexes, and two precisions: of
+        weights, and of activations.
     images : int or None
         How many images of the test set; None is all of them.
     size : int
@@ -69,6 +70,7 @@ class Plan:
     psumbook: str
     kmeans: str
     sq: str
+    sq_tokens: str
     images: int | None
     size: int
     tokens: tuple = (1, 8)
@@ -78,14 +80,16 @@ _CODEBOOKS = ("sim:?format=psumbook&v=4&b=8&builders=8&activation_bits=8&zero_po
               "&lanes={lanes}&rows={rows}&scale_points={points}&block_ram_blocks={blocks}")
 _INDEXES = "sim:?format=kmeans&v=2&b=8&builders=16"
 _BANKS = "sim:?format=sq&rows={rows}&lanes={lanes}"
+_TOKENS = _BANKS + "&activation_bits=16&zero_points=0&high_lanes=0&turns=1"
+_SMALL = "&n_tile=64&memory_mib=4&activation_bytes="
 FULL = Plan(engines={1: "sim:", 8: "sim:?rows=8&builders=8"}, images=None, size=4096,
             psumbook=_CODEBOOKS.format(lanes=64, rows=2, points=2, blocks=8), kmeans=_INDEXES,
-            sq=_BANKS.format(rows=4, lanes=64))
+            sq=_BANKS.format(rows=4, lanes=64), sq_tokens=_TOKENS.format(rows=1, lanes=64))
 QUICK = Plan(engines={1: "sim:?lanes=32&n_tile=64&activation_bytes=1024&memory_mib=4"},
              images=8, size=256, psumbook=_CODEBOOKS.format(lanes=32, rows=1, points=1, blocks=4)
-             + "&n_tile=64&activation_bytes=1024&memory_mib=4",
-             kmeans=_INDEXES + "&lanes=32&n_tile=64&activation_bytes=2048&memory_mib=4",
-             sq=_BANKS.format(rows=1, lanes=32) + "&n_tile=64&activation_bytes=1024&memory_mib=4")
+             + _SMALL + "1024", kmeans=_INDEXES + "&lanes=32" + _SMALL + "2048",
+             sq=_BANKS.format(rows=1, lanes=32) + _SMALL + "1024",
+             sq_tokens=_TOKENS.format(rows=1, lanes=32) + _SMALL + "2048")
 CLASSIFIER_BITS = (8, 4, 2)
 LARGE_BITS = (2, 4)
 GROUP = 128
@@ -246,7 +250,8 @@ def prepare(plan):
                for rows, url in plan.engines.items()}
     for name, url in [*engines.items(), ("engine for codebooks", plan.psumbook),
                       ("engine for indexes", plan.kmeans),
-                      ("engine for two precisions", plan.sq)]:
+                      ("engine for two precisions of weights", plan.sq),
+                      ("engine for two precisions of activations", plan.sq_tokens)]:
         begun = []
         start = time.monotonic()
         with commandline.live(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
@@ -300,13 +305,13 @@ def quantize_codebooks(network, matrices):
     return mixed
 
 
-def quantize_all(network, title, format):
-    """The classifier's matrices in a format, as it is by default, calibrated."""
+def quantize_all(network, title, format, **fields):
+    """The classifier's matrices in a format, as it is by default but for `fields`, calibrated."""
     matrices = []
     with progress_bar(f"quantising to {title}") as progress:
         for i, (W, x) in enumerate(zip(network.weights, network.run(network.train))):
             progress(i, len(network.weights))
-            matrices.append(host.quantize(W, format=format, calibration=x))
+            matrices.append(host.quantize(W, format=format, calibration=x, **fields))
     return matrices
 
 
@@ -374,12 +379,16 @@ def run_classifier(plan):
             lambda device: classify({"kmeans": device}, indexed, network.biases, x)))
     jobs.append(Job(plan.kmeans, jobs[-1].cycles, lambda device: classify_chained(
         device, indexed, network.biases, network.run(network.train), x)))
-    banks = quantize_all(network, "64-(8/4)-0.875", "sq")
-    with host.open(plan.sq) as device:
+    banks = {}
+    for side, title, sq_url in (
+            ("weight", "64-(8/4)-0.875", plan.sq),
+            ("activation", "W4, 64-(8/4)-0.875 of channels", plan.sq_tokens),
+            ("activation-dynamic", "W4, 64-(8/4)-0.875 of tokens", plan.sq_tokens)):
+        qs = banks[side] = quantize_all(network, title, "sq", side=side)
         jobs.append(Job(
-            plan.sq, sum(matmul_cycles(device.engine, q, len(x)) for q in banks),
-            lambda device: classify({"sq": device}, banks, network.biases, x)))
-    *results, codebooks, indexes, chained, two = run_jobs("classifying", jobs)
+            sq_url, sum(matmul_cycles(device_engine(sq_url), q, len(x)) for q in qs),
+            lambda device, qs=qs: classify({"sq": device}, qs, network.biases, x)))
+    *results, codebooks, indexes, chained, two, static, dynamic = run_jobs("classifying", jobs)
     reference = network.run(x)[-1]
     right = lambda logits: int(np.count_nonzero(logits.argmax(axis=1) == labels))
     widths, layers = [], {}
@@ -408,14 +417,16 @@ def run_classifier(plan):
             ("bitserial", "W4", matrices[4], results[list(matrices).index(4)], url),
             ("psumbook", "W2", mixed, codebooks, plan.psumbook),
             ("kmeans", "W4A4", indexed, indexes, plan.kmeans),
-            ("sq", "W(8/4)", banks, two, plan.sq))]
+            ("sq", "W(8/4)", banks["weight"], two, plan.sq))]
     return {
         "layers": [list(W.shape) for W in network.weights], "images": len(x), "device": url,
         "engine": engine.as_dict(), "clock_hz": clock, "float": {
             "right": right(reference), "accuracy": right(reference) / len(x)},
         "widths": widths, "codebooks": figures(mixed, codebooks),
         "indexes": figures(indexed, indexes), "chained": figures(indexed, chained),
-        "banks": figures(banks, two), "formats": side_by_side,
+        "banks": [{"side": side} | figures(qs, found)
+                  for (side, qs), found in zip(banks.items(), (two, static, dynamic))],
+        "formats": side_by_side,
     }, layers, engine
 
 
@@ -523,9 +534,9 @@ def _classifier_table(result):
     share = lambda f: f"{f['accuracy']:.2%}"
     rows = [("float", share(result["float"]), "", "32", "", "", "", "")]
     measured = [*result["widths"], result["codebooks"], result["indexes"], result["chained"],
-                result["banks"]]
+                *result["banks"]]
     names = [*(f"W{w['bits']}" for w in result["widths"]), "W2, codebook", "W4A4, k-means",
-             "same, chained", "W(8/4)A8"]
+             "same, chained", "W(8/4)A8", "W4A(8/4), static", "W4A(8/4), dynamic"]
     rows += [(name, share(w), f"{w['logit_error']:.4f}", f"{w['bits_per_weight']:.2f}",
               f"{w['cycles']:,}", f"{w['utilization']:.1%}", f"{w['gops']:.1f}",
               f"{1e3 * w['seconds']:.2f} ms") for name, w in zip(names, measured)]
@@ -537,7 +548,8 @@ def _classifier_table(result):
         "1024 x 1024; the other layers, too small to carry one, are bit-serial. K-means has an "
         "engine of one row, and activations of 4 bits with 0.5 % outliers on each side; the "
         "others have 8. Chained, its layers are one program with 16 indexes between them. "
-        "W(8/4) is sq's 64-(8/4)-0.875: an eighth of the weights in 8 bits. "
+        "(8/4) is sq's 64-(8/4)-0.875: an eighth in 8 bits, of the weights; or, on an engine of "
+        "one row, of the activations, by channel (static) or by magnitude in each token (dynamic). "
         f"Cycles are simulated: {engine['lanes']} lanes, "
         f"{engine['rows']} row{'s' * (engine['rows'] > 1)}, ideal memory; GOPS and time follow at "
         f"{result['clock_hz'] / 1e6:g} MHz, transfers from and to the host excluded. Utilisation "
@@ -650,7 +662,7 @@ def main(argv=None):
 
 def _run(args):
     plan = QUICK if args.quick else FULL
-    out = Console(highlight=False)
+    out = commandline.output()
     show = (lambda *_: None) if args.json else (lambda *parts: out.print(*parts, sep="\n"))
     prepare(plan)
     if args.prepare:
@@ -670,7 +682,7 @@ def _run(args):
     seconds = time.monotonic() - start
     exact = all(f["golden"] == f["outputs"] for f in [
         *classifier["widths"], classifier["codebooks"], classifier["indexes"],
-        classifier["chained"], classifier["banks"], *large["runs"]])
+        classifier["chained"], *classifier["banks"], *large["runs"]])
     if args.json:
         print(json.dumps({"classifier": classifier, "boards": boards, "large": large,
                           "exact": exact, "seconds": round(seconds, 1)}))

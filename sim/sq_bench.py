@@ -7,10 +7,10 @@ import numpy as np
 
 from hdl.config import EngineConfig
 from sim import pictures
-from sim.measure import identity, mark_front, measure, routed
+from sim.measure import SEEDS, identity, mark_front, measure, routed
 
-__all__ = ["activation_rows", "core_rows", "dense_rows", "error_rows", "plot", "relation_rows",
-           "selector_rows", "sweep", "utilization_rows"]
+__all__ = ["activation_rows", "core_rows", "dense_rows", "error_rows", "large_core_rows", "plot",
+           "relation_rows", "selector_rows", "sweep", "utilization_rows"]
 
 _INTEGERS = (4, 5, 6, 8)
 
@@ -78,41 +78,64 @@ def utilization_rows(progress):
 _AREA_LIMIT = 0.7       # of the engine with all weights at eight bits
 
 
-def core_rows(progress):
-    """Area and clock of sq cores and of bit-serial ones with as many MACs per cycle, ECP5."""
-    from hdl.core import Core
+def _beside_integers(found, rows):
+    """Rows of a table: cores with 64 MACs per cycle and row, and their share of those of integers.
 
-    def serial(lanes):
-        return EngineConfig(family="ecp5", lanes=lanes, scale_points=lanes // 16,
-                            activation_bits=8, zero_points=False)
-
-    found = {}
-    for name, config in (
-            ("64-(8/4)-0.875", engine()), ("64-(8/4)-0.75", engine(high_lanes=4)),
-            ("W4, groups of 64", serial(64)), ("W8, groups of 64", serial(128))):
-        found[name] = routed(Core(config), f"core {name}", progress, mhz=110) | {
-            "lanes": config.lanes} | identity(config)
-    four, eight = found["W4, groups of 64"], found["W8, groups of 64"]
-    # Of 6 / 4 times the lanes, which is no engine: as far between the two as its bits are.
+    Of 6 / 4 times the lanes of W4's, which is no engine: as far between W4's and W8's as its bits.
+    """
+    four, eight = found[_W4], found[_W8]
     six = {key: round((four[key] + eight[key]) / 2) for key in ("comb", "ff", "max", "ebr", "dsp")}
     found["W6, groups of 64, interpolated"] = six | {
         "mhz": None, "mhz_seeds": None, "lanes": 96, "parameters": None, "digest": None}
-    rows = []
-    for name, area in found.items():
-        goal = name == "64-(8/4)-0.875"
-        share = area["comb"] / eight["comb"]
-        rows.append({
-            "core": name, "rows": 1, "macs": 64, **area, "of_w8": round(share, 3),
-            "of_w6": round(area["comb"] / six["comb"], 3) if name.startswith("64-") else None,
-            "limit": _AREA_LIMIT if goal else None,
-            "met": share <= _AREA_LIMIT if goal else None})
+    return [{
+        "core": name, "rows": rows, "macs": 64 * rows, **area,
+        "of_w8": round(area["comb"] / eight["comb"], 3),
+        "of_w6": round(area["comb"] / six["comb"], 3) if name.startswith("64-") else None,
+        "limit": None, "met": None} for name, area in found.items()]
+
+
+_W4, _W8 = (f"W{bits}, groups of 64" for bits in (4, 8))
+
+
+def _core(name, config, progress, **options):
+    """Area, clock and parameters of a core."""
+    from hdl.core import Core
+
+    return routed(Core(config), f"core {name}", progress, **options) | {
+        "lanes": config.lanes} | identity(config)
+
+
+def _serial(lanes, rows=1):
+    """The engine of integers that is compared with."""
+    return EngineConfig(family="ecp5", lanes=lanes, rows=rows, scale_points=lanes // 16,
+                        activation_bits=8, zero_points=False)
+
+
+def core_rows(progress):
+    """Area and clock of sq cores and of bit-serial ones with as many MACs per cycle, ECP5."""
+    goal = "64-(8/4)-0.875"
+    rows = _beside_integers({
+        name: _core(name, config, progress, mhz=110) for name, config in (
+            (goal, engine()), ("64-(8/4)-0.75", engine(high_lanes=4)),
+            (_W4, _serial(64)), (_W8, _serial(128)))}, rows=1)
+    for row in rows:
+        if row["core"] == goal:
+            row |= {"limit": _AREA_LIMIT, "met": row["of_w8"] <= _AREA_LIMIT}
     encodes = EngineConfig(format="sq", family="ecp5", lanes=64, bank=64, activation_bits=16,
                            zero_points=False)
-    rows.append({"core": "W4, two precisions of activations", "rows": 1, "macs": 64,
-                 **routed(Core(encodes), "core of activations", progress, mhz=110),
-                 "lanes": 64, **identity(encodes), "of_w8": None, "of_w6": None, "limit": None,
-                 "met": None})
+    name = "W4, two precisions of activations"
+    rows.append({"core": name, "rows": 1, "macs": 64, **_core(name, encodes, progress, mhz=110),
+                 "of_w8": None, "of_w6": None, "limit": None, "met": None})
     return rows
+
+
+def large_core_rows(progress):
+    """The same of cores with four rows; placed once, for each takes minutes."""
+    options = dict(mhz=90, seeds=SEEDS[:1])
+    return _beside_integers({
+        name: _core(f"{name}, 4 rows", config, progress, **options) for name, config in (
+            ("64-(8/4)-0.875", engine(rows=4)), (_W4, _serial(64, 4)), (_W8, _serial(128, 4)))},
+        rows=4)
 
 
 def dense_rows(progress):
@@ -137,22 +160,26 @@ def dense_rows(progress):
 
 
 def selector_rows(progress):
-    """Finding and fetching the activations of eight high weights of 64, two per cycle, ECP5."""
+    """Finding and fetching the activations of an eighth of a bank, in four cycles, ECP5."""
     from sim.selectors import MultiplexedActivations, PlaceFinder, RAMActivations
 
     units = (
-        ("places from sentinels", PlaceFinder(64, 2, "sentinel"), 4 + 1),
-        ("places from a mask", PlaceFinder(64, 2, "mask"), 4 + 1 + 1),
-        ("places in the stream", None, 4 + 8 * (8 + 6) / 64),
-        ("activations from RAM", RAMActivations(64, 2, "ecp5"), None),
-        ("activations by multiplexers", MultiplexedActivations(64, 2, "ecp5"), None))
+        ("places from sentinels", 64, PlaceFinder(64, 2, "sentinel"), 4 + 1),
+        ("places from sentinels", 32, PlaceFinder(32, 1, "sentinel"), 4 + 1),
+        ("places from a mask", 64, PlaceFinder(64, 2, "mask"), 4 + 1 + 1),
+        ("places from a mask", 32, PlaceFinder(32, 1, "mask"), 4 + 1 + 1),
+        ("places in the stream", 64, None, 4 + 8 * (8 + 6) / 64),
+        ("places in the stream", 32, None, 4 + 4 * (8 + 5) / 32),
+        ("activations from RAM", 64, RAMActivations(64, 2, "ecp5"), None),
+        ("activations by multiplexers", 64, MultiplexedActivations(64, 2, "ecp5"), None))
     rows = []
-    for name, unit, bits in units:
-        area = routed(unit, name, progress, mhz=150) if unit is not None else {
+    for name, bank, unit, bits in units:
+        area: dict[str, Any] = routed(unit, name, progress, mhz=150) if unit is not None else {
             key: 0 for key in ("comb", "ff", "max", "ebr", "dsp")} | {"mhz": None,
                                                                      "mhz_seeds": None}
         # Of a weight, with four low bits at every place, scales not counted.
-        rows.append({"unit": name, **area, "stream_bits": bits})
+        rows.append({"unit": name, "bank": bank, **area,
+                     "comb_64_lanes": area["comb"] * 256 // bank, "stream_bits": bits})
     return rows
 
 

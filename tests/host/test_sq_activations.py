@@ -94,7 +94,7 @@ def test_cycles_are_those_of_the_model(device, side):
         q = random_matrix(rng, N, K, bank=bank, sparsity=0.875, side=side)
         layer = device.load(q)
         layer.integers(rng.integers(-32767, 32768, (M, K)))
-        assert layer.stats["cycles"] == pytest.approx(matmul_cycles(device.engine, q, M), rel=0.1)
+        assert layer.stats["cycles"] == pytest.approx(matmul_cycles(device.engine, q, M), rel=0.06)
 
 
 def test_a_token_beyond_the_buffers(device):

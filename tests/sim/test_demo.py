@@ -14,7 +14,8 @@ from host.performance import one_pass
 from sim import demo, digits, golden
 
 TINY = demo.Plan(engines=demo.QUICK.engines, psumbook=demo.QUICK.psumbook,
-                 kmeans=demo.QUICK.kmeans, sq=demo.QUICK.sq, images=1, size=32, tokens=(1, 2))
+                 kmeans=demo.QUICK.kmeans, sq=demo.QUICK.sq, sq_tokens=demo.QUICK.sq_tokens,
+                 images=1, size=32, tokens=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +67,21 @@ class TestQuick:
         assert abs(found["right"] - apart["right"]) <= 2
 
     def test_banks_are_exact_and_cost_nothing(self, quick):
-        found, w4 = quick["classifier"]["banks"], quick["classifier"]["widths"][1]
+        found, w4 = quick["classifier"]["banks"][0], quick["classifier"]["widths"][1]
         assert found["golden"] == found["outputs"] == 8 * (1024 + 1024 + 10)
         assert found["accuracy"] >= 7 / 8 and found["logit_error"] < 0.02
         # Four low planes, and two beats per K tile more than W4 takes.
         assert found["cycles"] < 1.03 * w4["cycles"]
         # Sentinels: 5 bits, a scale and an exponent per bank, 32 bits per row; smoothing.
         assert 5 + 19 / 64 + 32 / 1024 <= found["bits_per_weight"] < 5.5
+
+    def test_two_precisions_of_activations_are_exact(self, quick):
+        weights, *found = quick["classifier"]["banks"]
+        assert [f["side"] for f in found] == ["activation", "activation-dynamic"]
+        for f in found:
+            assert f["golden"] == f["outputs"] == weights["outputs"]
+            assert f["accuracy"] >= 7 / 8 and f["logit_error"] < 0.1
+            assert 4 + 16 / 64 + 32 / 1024 <= f["bits_per_weight"] < 4.5
 
     def test_four_formats_side_by_side(self, quick):
         found = {f["format"]: f for f in quick["classifier"]["formats"]}
