@@ -56,7 +56,8 @@ def boards_table():
             f"{report[name]:,.0f} {name.upper()} ({report[name] / most:.0%})"
             for name, most in report["available"].items())
         reached = report["fmax_mhz"]
-        bits = f" (W{engine['b'] // engine['v']})" if engine["format"] == "kmeans" else ""
+        bits = f" (W{engine['b'] // engine['v']})" if engine["format"] == "kmeans" else \
+            f" ({list(report['peak_macs'])[-1]})" if engine.get("high_lanes") else ""
         clock = f"{report['clock_hz'] / 1e6:.0f} ({f'{reached:.0f}' if reached else 'unknown'})"
         return [name, f"{engine['lanes']} x {engine['rows']}", clock,
                 f"{report['macs_w2']:,.0f}{bits}", f"{report['gops_w2']:,.0f}",
@@ -229,11 +230,20 @@ def kmeans_classifier_table():
                     f"{r['limit']}{_verdict(r)}"] for r in _bench("kmeans-classifier")])
 
 
+def _sq_engine(parameters):
+    """Rows and lanes of an sq engine, from its parameters."""
+    given = dict(item.split("=") for item in parameters.split(", "))
+    size = f"{given['lanes']} lanes x {given['rows']}"
+    return size if given["high_lanes"] == "0" else \
+        f"{size}, {given['high_lanes']} high, {given['turns']} turns"
+
+
 def sq_utilization_table():
     """Markdown of the sq engine's utilisation."""
     return _table(["side", "parameters", "M x N x K", "engine", "cycles", "utilisation",
                    "at least"],
-                  [[r["side"], r["parameters_of"], f"{r['M']} x {r['N']} x {r['K']}", r["engine"],
+                  [[r["side"], r["parameters_of"], f"{r['M']} x {r['N']} x {r['K']}",
+                    _sq_engine(r["parameters"]),
                     f"{r['cycles']:,}", f"{r['utilization']:.3f}",
                     "" if r["limit"] is None else f"{r['limit']}{_verdict(r)}"]
                    for r in _bench("sq-utilization")])
@@ -242,10 +252,11 @@ def sq_utilization_table():
 def sq_core_table(section="sq-core"):
     """Markdown of sq cores beside bit-serial ones."""
     return _table(["core", "lanes x rows", "MACs per cycle", "COMB", "FF", "EBR", "DSP", "MHz",
-                   "of W8's COMB", "of W6's", "at most"],
+                   "of W8's COMB", "of W6's", "of W5's", "at most"],
                   [[r["core"], f"{r['lanes']} x {r['rows']}", r["macs"], f"{r['comb']:,}",
                     f"{r['ff']:,}", r["ebr"], r["dsp"],
                     "" if r["mhz_seeds"] is None else _mhz(r), r["of_w8"] or "", r["of_w6"] or "",
+                    r["of_w5"] or "",
                     "" if r["limit"] is None else f"{r['limit']}{_verdict(r)}"]
                    for r in _bench(section)])
 
@@ -254,7 +265,8 @@ def sq_error_table():
     """Markdown of errors against stored bits: sq points and integers, by bits."""
     def cells(r):
         over = r["over_integers"] or {}
-        both = [r["error"], over.get("error"), r["output_error"], over.get("output_error")]
+        both = [r["error"], over.get("error"), r["calibrated_bits"], r["output_error"],
+                over.get("output_error")]
         return [r["layer"], r["weights"], f"{r['bits']:.3f}",
                 "" if r["paper_bits"] is None else r["paper_bits"],
                 *("" if value is None else value for value in both)]
@@ -263,7 +275,8 @@ def sq_error_table():
     layers = list(dict.fromkeys(r["layer"] for r in rows))
     ordered = sorted(rows, key=lambda r: (layers.index(r["layer"]), r["bits"]))
     return _table(["layer", "weights", "stored bits", "the paper's", "error of weights",
-                   "over integers'", "of outputs, calibrated", "over integers'"],
+                   "over integers'", "stored bits, calibrated", "error of outputs",
+                   "over integers'"],
                   map(cells, ordered))
 
 
@@ -304,8 +317,9 @@ def sq_sweep_table():
     """Markdown of the Pareto front of the sq sweep."""
     return _table(["b", "s", "low", "storage", "stored bits", "the paper's", "error", "cycles",
                    "MACs per cycle", "high lanes", "bits of the image", "COMB", "EBR", "DSP"],
-                  [[r["b"], r["s"], r["low"], r["storage"], f"{r['bits']:.3f}", r["paper_bits"],
-                    r["error"], f"{r['cycles']:,}", r["macs_per_cycle"], r["high_lanes"],
+                  [[r["b"], "" if r["s"] is None else r["s"], r["low"], r["storage"],
+                    f"{r['bits']:.3f}", r["paper_bits"] or "", r["error"], f"{r['cycles']:,}",
+                    r["macs_per_cycle"], r["high_lanes"],
                     f"{r['image_bits']:.2f}", f"{r['comb']:,}", r["ebr"], r["dsp"]]
                    for r in _bench("sq-sweep") if r["pareto"]])
 

@@ -100,7 +100,8 @@ class Cell(wiring.Component):
         At cycle ``column``: shift in a plane; it is the column's first.  Banks, which have summed
         the planes before: add the sum of a turn.
     bias : In(signed(column_bits))
-        Added to the first plane, at cycle ``column``.
+        Added to the first plane, at cycle ``column``; of ``sq`` to the first turn of banks,
+        ``turns - 1`` cycles before.
     address : In
         Accumulator of the column, one cycle before its read.
     overwrite : In(1)

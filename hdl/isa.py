@@ -100,7 +100,8 @@ FIELDS = {
         "high": Field(7, 1, "activations are the high bytes of int16: sums count 256 times"),
         "requant": Field(8, 1, "in the last K tile each column starts with a beat of "
                                "re-quantisation parameters"),
-        "planes": Field(12, 3, "bit planes of a weight", 1),
+        "planes": Field(12, 3, "bit planes of a weight; of sq beats of a column, two and "
+                             "`turns` at least", 1),
         "tiles": Field(16, 16, "K tiles", 1),
         "columns": Field(32, 16, "column steps of the N tile", 1),
         "address": _ADDRESS,
@@ -118,7 +119,7 @@ FIELDS = {
         "norm": Field(5, 1, "a token of indexes: find the root mean square of what they mean; not "
                             "with static"),
         "pairs": Field(6, 1, "with norm: as of LOAD"),
-        "low": Field(8, 2, "of sq: bits of low elements", 1),
+        "low": Field(8, 2, "of sq: bits of low elements, 2..4", 1),
         "k": Field(16, 14, "outliers of a token on each side; of sq: high elements of a bank"),
         "length": Field(32, 14, "elements of a token; of sq it is a bank that is shown", 1),
         "beat": Field(46, 14, "of sq: where in the token the bank starts, in beats"),

@@ -32,7 +32,7 @@ COARSE_STEP, FINE_SHIFT = 6, 21
 KEPT_BITS = 18
 """``y = clip(rint((acc >> (coarse_base + COARSE_STEP * shift)) * multiplier / 2**FINE_SHIFT))``;
 the shifted accumulator saturates at KEPT_BITS.  The bias is added to a column's first plane, so it
-counts 2**(planes - 1) times."""
+counts 2**(planes - 1) times; of ``sq``, whose planes are summed before, once."""
 MULTIPLIER_MIN = 1 << PARAMETER_FIELDS["multiplier"][1] - COARSE_STEP
 """The next coarse shift serves smaller multipliers; where there is one, they would saturate too
 early."""

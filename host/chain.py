@@ -22,6 +22,7 @@ from host.compiler import LayerCode, matmul_program
 from host.device import Bound, Layer, exclusive
 from host.errors import ArgumentError, ArgumentTypeError, CapacityError
 from host.indexes import Outputs, product_table
+from host.matrix import shared_needs
 from host.pack import Image, pack, spread
 from host.progress import Meter
 from host.requantization import Requantization, requantization
@@ -156,12 +157,20 @@ class Chain(Bound):
         if len(formats) > 1:
             raise ArgumentError("the layers of a chain must have one format, not "
                                 + " and ".join(sorted(formats)))
-        for name in ("v", "b"):     # of codes; other needs can be met together
-            needed = {layer.q.needs(layer.q.token_bits).get(name) for layer in self.layers}
-            if len(needed) > 1:
+        for at, stage in zip(self._at, self.stages):
+            if stage[0].q.format == "sq" and stage[0].q.token_bits == 16:
+                raise ArgumentError(
+                    f"layer {at} of the chain must have side='weight', not "
+                    f"{stage[0].q.config.side!r}: activations in two precisions are made of int16, "
+                    "which nothing on the device gives")
+        each = [layer.q.needs(layer.q.token_bits) for layer in self.layers]
+        self._needs = shared_needs(each)
+        for name, values in self._needs.items():
+            if not values:
+                needed = dict.fromkeys(fields[name] for fields in each if name in fields)
                 raise ArgumentError(
                     f"the layers of a chain must run on one engine; these need {name}="
-                    f"{' and '.join(map(str, sorted(needed)))}: quantise them with equal bits")
+                    f"{' and '.join(map(str, needed))}: quantise them with equal parameters")
         for i, (a, b) in enumerate(pairwise(self.stages)):
             if a[0].q.shape[0] != b[0].q.shape[1]:
                 raise ArgumentError(
@@ -181,7 +190,7 @@ class Chain(Bound):
         """Have the chain's images on the device, for that scale of its input."""
         device = self.device
         for layer in self.layers:
-            device._adapt(layer.q, layer.q.token_bits)
+            device._adapt(layer.q, layer.q.token_bits, self._needs)
         engine = device.engine
         if not engine.epilogue:
             raise CapacityError(f"{device.url} is built without the epilogue that chains need: "
@@ -302,6 +311,9 @@ class Chain(Bound):
                 raise ArgumentError(f"layers that take the same outputs must have the same {name}")
         if scales[0] is None:
             return fold
+        if (scales[0] < 0).any():
+            raise ArgumentError("between layers of a chain an input_scale must not be negative, "
+                                f"got {scales[0].min():g}")
         if self._encoded and (norm or layer.activation not in (None, "relu")
                               or (scales[0] <= 0).any()):
             raise ArgumentError(

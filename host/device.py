@@ -27,7 +27,7 @@ from host.errors import (
 )
 from host.formats.common import array_of, integer
 from host.functions import FUNCTIONS
-from host.matrix import QuantizedMatrix
+from host.matrix import QuantizedMatrix, shared_needs, unmet
 from host.pack import packed
 from host.progress import Meter
 from host.results import collect, figures, real, result_beats
@@ -355,29 +355,27 @@ class Device(Bound):
         self._check_open()
         return Chain(self, layers, in_scale)
 
-    def _adapt(self, q, bits):
-        """Make sure that the engine can run `q`; a simulated device becomes one that can."""
+    def _adapt(self, q, bits, needs=None):
+        """Make sure that the engine can run `q`; a simulated device becomes one that can.
+
+        `needs`: of :func:`host.matrix.shared_needs`, where other matrices are to run beside it.
+        """
         self._check_open()
-        needs = q.needs(bits)
+        needs = needs or shared_needs([q.needs(bits)])
         adapt = getattr(self.transport, "adapt", None)
         if adapt is not None and adapt(self.engine, q, needs):
             self.generation += 1
             self._identify()
             return
         engine = self.engine
+        remedy = "build the board so" if adapt is None else "open sim: with other options"
         if engine.format != q.format:
-            remedy = f"build the board with --format {q.format}" if adapt is None else \
-                f"open sim: without format={engine.format}"
+            if adapt is None:
+                remedy = f"build the board with --format {q.format}"
             raise DeviceError(f"{self.url} is built for {engine.format}, the matrix is {q.format}: "
                               f"{remedy}")
-        remedy = "build the board so" if adapt is None else "open sim: with other options"
-        legal = {name: value if isinstance(value, tuple) else (value,)
-                 for name, value in needs.items()}
-        wrong = [name for name, values in legal.items() if getattr(engine, name) not in values]
-        if wrong:
-            built = ", ".join(f"{name}={getattr(engine, name)}" for name in wrong)
-            needed = ", ".join(f"{name}={' or '.join(map(str, sorted(legal[name])))}"
-                               for name in wrong)
+        if wrong := unmet(engine, needs):
+            built, needed = wrong
             of_side = f" of side={q.config.side!r}" if q.format == "sq" else ""
             raise DeviceError(f"{self.url} is built with {built}; this matrix{of_side} and its "
                               f"activations need {needed}: {remedy}, or quantise otherwise")

@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from host.errors import ArgumentError, ArgumentTypeError, FileError, LutraError
 
-__all__ = ["QuantizedMatrix", "load"]
+__all__ = ["QuantizedMatrix", "load", "shared_needs", "unmet"]
 
 FILE_VERSION = "1"
 _FLOAT32_LIMIT = float(np.finfo(np.float32).max)
@@ -102,6 +102,40 @@ def unpack_bits(planes, shape):
     return values.reshape(shape)
 
 
+def shared_needs(needs):
+    """What an engine must have for several matrices.
+
+    Parameters
+    ----------
+    needs : list of dict
+        Of :meth:`QuantizedMatrix.needs`.
+
+    Returns
+    -------
+    dict
+        :class:`hdl.config.EngineConfig` field -> tuple of the values that suit all of them, best
+        first; empty where there is none.
+    """
+    shared = {}
+    for name in dict.fromkeys(name for fields in needs for name in fields):
+        legal = [fields[name] if isinstance(fields[name], tuple) else (fields[name],)
+                 for fields in needs if name in fields]
+        common = [value for value in legal[0] if all(value in values for values in legal)]
+        common.sort(key=lambda value: sum(values.index(value) for values in legal))
+        shared[name] = tuple(common)
+    return shared
+
+
+def unmet(engine, needs):
+    """Fields in which an engine is not what :func:`shared_needs` gave: built and needed, or None.
+    """
+    wrong = [name for name, values in needs.items() if getattr(engine, name) not in values]
+    if not wrong:
+        return None
+    return (", ".join(f"{name}={getattr(engine, name)}" for name in wrong),
+            ", ".join(f"{name}={' or '.join(map(str, sorted(needs[name])))}" for name in wrong))
+
+
 class QuantizedMatrix(ABC):
     """A quantised weight matrix; immutable.
 
@@ -128,6 +162,8 @@ class QuantizedMatrix(ABC):
 
     def __init__(self, config, shape, permutation=None, input_scale=None, output_scale=None):
         self.config = config
+        if not isinstance(shape, tuple | list) or len(shape) != 2:
+            raise ArgumentError(f"the shape of a matrix must be (N, K), got {shape!r:.80}")
         self.shape = N, K = tuple(shape)
         if N < 1 or K < 1:
             raise ArgumentError(f"a matrix must have at least one row and column, got {N} x {K}")

@@ -18,7 +18,8 @@ from hdl.config import HIGH_BITS, MAX_DIM, MIN_COLUMNS, SCALE_BITS, EngineConfig
 from hdl.isa import Buffer
 from hdl.layout import PARAMETER_FIELDS, bank_fields, bank_places, lane_positions, side_fields
 from hdl.token_units import BOUNDARY_BITS, CENTROID_BITS, GAIN_WORD, NEVER
-from host.errors import CapacityError
+from host.errors import CapacityError, ConfigError
+from host.matrix import shared_needs, unmet
 
 __all__ = ["Image", "column_beats", "pack", "packed", "spread"]
 
@@ -201,7 +202,9 @@ def _bank_sides(q, rows, k_tiles, planes, config):
     for plane in range(planes):
         put(0, half, scale >> (half if plane else 0) & 2**half - 1, plane)
     offsets = np.nonzero(q.mask[rows].reshape(-1, size))[1].reshape(len(rows), banks, count)
-    places = tiled(np.array(bank_places(config))[:size][offsets])
+    # Of each bank of a tile: blocks in block RAM have another order.
+    within = np.array(bank_places(config)).reshape(points, size)
+    places = tiled(within[(np.arange(banks) % points)[None, :, None], offsets])
     weights = tiled(q.high[rows])
     for i in range(count):
         plane, lane = divmod(i, lanes)
@@ -279,6 +282,8 @@ def pack(q, config: EngineConfig, parameters=None, order=None, tables=None):
     -------
     Image
     """
+    if wrong := unmet(config, shared_needs([q.needs(q.token_bits)])):
+        raise ConfigError(f"an engine for this matrix must have {wrong[1]}, not {wrong[0]}")
     N, K = q.shape
     if N > MAX_DIM or K > MAX_DIM:
         raise CapacityError(f"N and K must be at most {MAX_DIM}, not {N} and {K}")

@@ -15,7 +15,7 @@ __all__ = ["Pass", "build_cycles", "matmul_cycles", "one_pass"]
 _START = 2          # cycles between two tables' walks
 _PIPELINE = 90      # from the start of a program to its end, beside everything counted below
 _SHOWN, _DIVIDE, _NEAR, _MATCH, _POP = 20, 60, 8, 4, 18     # of TOPK
-_SHOWN_BANK = 30        # of its start and end for a bank
+_SHOWN_BANK = 31        # of its start and end for a bank
 
 
 @dataclass(frozen=True)

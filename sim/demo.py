@@ -37,7 +37,7 @@ REPORTS = Path(__file__).parents[1] / "docs" / "reports"
 
 _EXAMPLES = """\
 examples:
-  python -m sim.demo                 about a minute once its two engines are built
+  python -m sim.demo                 minutes: it builds six engines once, then simulates
   python -m sim.demo --prepare       build the engines and stop
   python -m sim.demo --quick         a small engine, a few images, a small layer
   python -m sim.demo --plot formats.svg
@@ -426,7 +426,7 @@ def run_classifier(plan):
         "indexes": figures(indexed, indexes), "chained": figures(indexed, chained),
         "banks": [{"side": side} | figures(qs, found)
                   for (side, qs), found in zip(banks.items(), (two, static, dynamic))],
-        "formats": side_by_side,
+        "token_rows": device_engine(plan.sq_tokens).rows, "formats": side_by_side,
     }, layers, engine
 
 
@@ -532,29 +532,33 @@ def _classifier_table(result):
     engine = result["engine"]
     sizes = "-".join(str(n) for n in [result["layers"][0][1], *(N for N, _ in result["layers"])])
     share = lambda f: f"{f['accuracy']:.2%}"
-    rows = [("float", share(result["float"]), "", "32", "", "", "", "")]
+    rows = [("float", share(result["float"]), "", "32", "", "", "", "", "")]
+    depth = {f["format"]: f["engine"]["rows"] for f in result["formats"]}
     measured = [*result["widths"], result["codebooks"], result["indexes"], result["chained"],
                 *result["banks"]]
     names = [*(f"W{w['bits']}" for w in result["widths"]), "W2, codebook", "W4A4, k-means",
              "same, chained", "W(8/4)A8", "W4A(8/4), static", "W4A(8/4), dynamic"]
-    rows += [(name, share(w), f"{w['logit_error']:.4f}", f"{w['bits_per_weight']:.2f}",
+    engines = [*[str(depth["bitserial"])] * len(result["widths"]),
+               f"{depth['bitserial']}, {depth['psumbook']}", *[str(depth["kmeans"])] * 2,
+               str(depth["sq"]), *[str(result["token_rows"])] * 2]
+    rows += [(name, share(w), f"{w['logit_error']:.4f}", f"{w['bits_per_weight']:.2f}", depth,
               f"{w['cycles']:,}", f"{w['utilization']:.1%}", f"{w['gops']:.1f}",
-              f"{1e3 * w['seconds']:.2f} ms") for name, w in zip(names, measured)]
+              f"{1e3 * w['seconds']:.2f} ms") for name, depth, w in zip(names, engines, measured)]
     return _table(
         f"Digits: MLP {sizes}, {result['images']} test images, quantised with GPTQ",
-        ("weights", "accuracy", "logit\nerror", "stored bits\nper weight", "cycles",
-         "utili-\nsation", "GOPS", "time"), rows,
+        ("weights", "accuracy", "logit\nerror", "stored bits\nper weight", "engine's\nrows",
+         "cycles", "utili-\nsation", "GOPS", "time"), rows,
         f"{_agreement(measured)} The codebook is psumbook's (v 4, 8 bits) in the layer of "
-        "1024 x 1024; the other layers, too small to carry one, are bit-serial. K-means has an "
-        "engine of one row, and activations of 4 bits with 0.5 % outliers on each side; the "
-        "others have 8. Chained, its layers are one program with 16 indexes between them. "
-        "(8/4) is sq's 64-(8/4)-0.875: an eighth in 8 bits, of the weights; or, on an engine of "
-        "one row, of the activations, by channel (static) or by magnitude in each token (dynamic). "
-        f"Cycles are simulated: {engine['lanes']} lanes, "
-        f"{engine['rows']} row{'s' * (engine['rows'] > 1)}, ideal memory; GOPS and time follow at "
-        f"{result['clock_hz'] / 1e6:g} MHz, transfers from and to the host excluded. Utilisation "
-        f"counts the padding of K = {result['layers'][0][1]} to the {4 * engine['lanes']} inputs "
-        "that the engine takes per cycle. Logit error: relative, against the float network.")
+        "1024 x 1024; the other layers, too small to carry one, are bit-serial. K-means has "
+        "activations of 4 bits with 0.5 % outliers on each side; the others have 8. Chained, its "
+        "layers are one program with 16 indexes between them. (8/4) is sq's 64-(8/4)-0.875: an "
+        "eighth in 8 bits, of the weights; or of the activations, by channel (static) or by "
+        "magnitude in each token (dynamic). An engine takes as many images at a time as it has "
+        f"rows. Cycles are simulated: {engine['lanes']} lanes, ideal memory; GOPS and time follow "
+        f"at {result['clock_hz'] / 1e6:g} MHz, transfers from and to the host excluded. "
+        f"Utilisation counts the padding of K = {result['layers'][0][1]} to the "
+        f"{4 * engine['lanes']} inputs that the engine takes per cycle. Logit error: "
+        "relative, against the float network.")
 
 
 def _formats_table(result):
@@ -567,35 +571,37 @@ def _formats_table(result):
         ("format", "accuracy", "logit\nerror", "stored\nbits", "cycles",
          "lanes\nx rows", "utili-\nsation", "COMB", "BRAM", "DSP"), rows,
         f"Float: {result['float']['accuracy']:.2%}. COMB, block RAMs and DSPs are an estimate for "
-        f"an ECP5 with {_AREA_MEMORY // 1024} KiB of memory beside the engine "
-        "(python -m hdl.build --dry-run); engines of more rows take more and need fewer cycles. "
-        "--plot FILE draws this table.")
+        f"an ECP5 with {_AREA_MEMORY // 1024} KiB of memory beside the engine, as "
+        "python -m hdl.build --board ulx3s --dry-run gives it; an ULX3S has 83,640, 208 and 156. "
+        "Engines of more rows take more and need fewer cycles. --plot FILE draws this table.")
 
 
 def plot(result, path):
-    """Draw the four formats side by side: error, bits, and what an image costs."""
+    """Draw the four formats side by side: error, bits, cycles, and what their engines take."""
     formats = result["formats"]
-    names = [f"{f['format']}\n{f['name']}" for f in formats]
+    names = [f"{f['format']}\n{f['name']}\n{f['engine']['rows']} row"
+             f"{'s' * (f['engine']['rows'] > 1)}" for f in formats]
     panels = (
-        ("test images wrong, %", [100 * (1 - f["accuracy"]) for f in formats], "{:.2f}"),
+        ("test images wrong", [result["images"] - f["right"] for f in formats], "{}"),
         ("error of the logits, relative", [f["logit_error"] for f in formats], "{:.4f}"),
         ("stored bits per weight", [f["bits_per_weight"] for f in formats], "{:.2f}"),
-        ("cycles per image and row of the engine",
-         [f["cycles"] * f["engine"]["rows"] / result["images"] for f in formats], "{:,.0f}"),
+        ("cycles per image", [f["cycles"] / result["images"] for f in formats], "{:,.0f}"),
         ("utilisation, %", [100 * f["utilization"] for f in formats], "{:.1f}"),
-        ("COMB per row, estimated", [f["comb"] / f["engine"]["rows"] for f in formats], "{:,.0f}"))
-    drawn = pictures.figure(13, 6.5)
-    for axes, (title, values, text) in zip(drawn.subplots(2, 3).flat, panels):
+        ("COMB, estimated", [f["comb"] for f in formats], "{:,}"),
+        ("block RAMs, estimated", [f["bram"] for f in formats], "{}"),
+        ("DSPs, estimated", [f["dsp"] for f in formats], "{}"))
+    drawn = pictures.figure(14, 7)
+    for axes, (title, values, text) in zip(drawn.subplots(2, 4).flat, panels):
         bars = axes.bar(names, values, color=[f"C{i}" for i in range(len(names))])
         axes.bar_label(bars, [text.format(value) for value in values], fontsize="small")
         axes.set_title(title, fontsize="medium")
         axes.tick_params(axis="x", labelsize=7)
         axes.margins(y=0.15)
-    wrong = 100 * (1 - result["float"]["accuracy"])
-    drawn.axes[0].axhline(wrong, color="k", linestyle=":", label="float")
-    drawn.axes[0].legend(fontsize="small")
-    drawn.suptitle("Four formats, one classifier of digits "
-                    f"({result['images']} test images, simulated)")
+    wrong = result["images"] - result["float"]["right"]
+    drawn.axes[0].axhline(wrong, color="k", linestyle=":", label=f"float: {wrong}", zorder=0)
+    drawn.axes[0].legend(fontsize="small", loc="lower right")
+    drawn.suptitle(f"Four formats, one classifier of digits: {result['images']} test images, "
+                   f"simulated engines of {result['engine']['lanes']} lanes")
     drawn.tight_layout()
     pictures.save(drawn, path)
 

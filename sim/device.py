@@ -44,7 +44,8 @@ def default_engine(format="bitserial", **fields: Any) -> dict[str, Any]:
         engine |= dict(v=v, b=b, builders=8, scale_points=1, zero_points=False,
                        block_ram_blocks=lanes * v // 32 if b > 5 else 0)
     if format == "sq":
-        engine |= dict(activation_bits=8, bank=64, high_lanes=2, turns=4)
+        engine |= dict(bank=64, zero_points=False) if fields.get("activation_bits") == 16 else \
+            dict(activation_bits=8, bank=64, high_lanes=2, turns=4)
     return engine | fields
 
 
@@ -140,12 +141,15 @@ class SimTransport(Transport):
     def adapt(self, engine, q, needs):
         """Become an engine that runs `q` at its full rate; whether anything changed.
 
-        `needs` are engine parameters that the matrix must have.
+        `needs` are engine parameters that the matrix must have, see
+        :func:`host.matrix.shared_needs`.
         """
         if engine.format != q.format and "format" in self.fixed:
             return False
-        needs = {name: value[0] if isinstance(value, tuple) else value
-                 for name, value in needs.items() if name not in self.fixed}
+        if any(getattr(engine, name) not in values for name, values in needs.items()
+               if name in self.fixed):
+            return False
+        needs = {name: values[0] for name, values in needs.items() if name not in self.fixed}
         if engine.format == q.format and all(getattr(engine, name) == needs.get(name)
                                              for name in ("v", "b") if name in needs):
             wanted = engine.replace(**needs)

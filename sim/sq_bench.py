@@ -12,7 +12,8 @@ from sim.measure import SEEDS, identity, mark_front, measure, routed
 __all__ = ["activation_rows", "core_rows", "dense_rows", "error_rows", "large_core_rows", "plot",
            "relation_rows", "selector_rows", "sweep", "utilization_rows"]
 
-_INTEGERS = (4, 5, 6, 8)
+_INTEGERS = (4, 5, 6, 7, 8)
+_GROUPS = (32, 64, 128)
 
 
 def engine(family="ecp5", **fields: Any):
@@ -20,11 +21,6 @@ def engine(family="ecp5", **fields: Any):
     return EngineConfig(**{
         **dict(format="sq", family=family, lanes=64, bank=64, high_lanes=2, turns=4,
                activation_bits=8), **fields})
-
-
-def _name(config):
-    """Parameters as the paper writes them."""
-    return f"{config.bank}-({config.high}/{config.low})-{config.sparsity:g}"
 
 
 def random_sq(rng, N, K, **fields):
@@ -45,7 +41,7 @@ def random_sq(rng, N, K, **fields):
         "sq", low=rng.integers(-most, most + 1, (N, banks * config.bank)),
         mask=mask.reshape(N, -1), high=rng.integers(-127, 128, (N, banks, count)),
         scales=rng.random((N, banks)) + 0.1, exponents=rng.integers(-4, 4, (N, banks)),
-        bank=config.bank, sparsity=config.sparsity, bits=config.low, K=K)
+        bank=config.bank, sparsity=config.sparsity, low_bits=config.low, K=K)
 
 
 def utilization_rows(progress):
@@ -66,7 +62,7 @@ def utilization_rows(progress):
         q = random_sq(np.random.default_rng(0), N, K, **fields)
         stats = measure(f"sim:?{options}" if options else "sim:", q, M, progress)
         rows.append({
-            "side": q.config.side, "parameters_of": _name(q.config), "M": M, "N": N, "K": K,
+            "side": q.config.side, "parameters_of": q.config.name, "M": M, "N": N, "K": K,
             "engine": options or "default",
             "cycles": stats["cycles"], "macs_per_cycle": stats["peak_macs_per_cycle"],
             "utilization": round(stats["utilization"], 4), "limit": limit,
@@ -81,16 +77,24 @@ _AREA_LIMIT = 0.7       # of the engine with all weights at eight bits
 def _beside_integers(found, rows):
     """Rows of a table: cores with 64 MACs per cycle and row, and their share of those of integers.
 
-    Of 6 / 4 times the lanes of W4's, which is no engine: as far between W4's and W8's as its bits.
+    Of 5 / 4 and 6 / 4 times the lanes of W4's, which are no engines: as far between W4's and W8's
+    as their bits.
     """
     four, eight = found[_W4], found[_W8]
-    six = {key: round((four[key] + eight[key]) / 2) for key in ("comb", "ff", "max", "ebr", "dsp")}
-    found["W6, groups of 64, interpolated"] = six | {
-        "mhz": None, "mhz_seeds": None, "lanes": 96, "parameters": None, "digest": None}
+    between = {}
+    for bits in (5, 6):
+        between[bits] = area = {
+            key: round((four[key] * (8 - bits) + eight[key] * (bits - 4)) / 4)
+            for key in ("comb", "ff", "max", "ebr", "dsp")}
+        found[f"W{bits}, groups of 64, interpolated"] = area | {
+            "mhz": None, "mhz_seeds": None, "lanes": 16 * bits, "parameters": None,
+            "digest": None}
+    share = lambda name, area, other: round(area["comb"] / other["comb"], 3) if \
+        name.startswith("64-") else None
     return [{
         "core": name, "rows": rows, "macs": 64 * rows, **area,
         "of_w8": round(area["comb"] / eight["comb"], 3),
-        "of_w6": round(area["comb"] / six["comb"], 3) if name.startswith("64-") else None,
+        **{f"of_w{bits}": share(name, area, other) for bits, other in between.items()},
         "limit": None, "met": None} for name, area in found.items()]
 
 
@@ -125,7 +129,7 @@ def core_rows(progress):
                            zero_points=False)
     name = "W4, two precisions of activations"
     rows.append({"core": name, "rows": 1, "macs": 64, **_core(name, encodes, progress, mhz=110),
-                 "of_w8": None, "of_w6": None, "limit": None, "met": None})
+                 "of_w8": None, "of_w5": None, "of_w6": None, "limit": None, "met": None})
     return rows
 
 
@@ -222,10 +226,10 @@ def error_rows(progress):
 
     rows = []
     for layer, W, calibration, test in _layers():
-        cases = [("sq", _name(SQ(**fields)), fields) for fields in _POINTS]
+        cases = [("sq", SQ(**fields).name, fields) for fields in _POINTS]
         cases += [("bitserial", f"INT{bits}, groups of {group}",
                    dict(bits=bits, group_size=group))
-                  for bits in _INTEGERS for group in (32, 64, 128)]
+                  for bits in _INTEGERS for group in _GROUPS]
         found = []
         for format, name, fields in cases:
             progress(f"{layer}: {name}")
@@ -233,30 +237,36 @@ def error_rows(progress):
             row = {"layer": layer, "format": format, "weights": name,
                    "paper_bits": q.config.paper_bits if format == "sq" else None,
                    "bits": round(q.bits_per_weight, 3),
-                   "error": float(f"{_relative(W, q.dequantize()):.3g}"), "output_error": None}
+                   "error": float(f"{_relative(W, q.dequantize()):.3g}"),
+                   "calibrated_bits": None, "output_error": None}
             if calibration is not None:
                 q = host.quantize(W, format, calibration=calibration, **fields)
+                row["calibrated_bits"] = round(q.bits_per_weight, 3)    # with factors of columns
                 row["output_error"] = float(
                     f"{np.sqrt(output_error(W, q.dequantize(), test)):.3g}")
             found.append(row)
         for row in found:
             row["over_integers"] = {
-                key: _over_integers(row, found, key) for key in ("error", "output_error")
+                key: _over_integers(row, found, bits, key)
+                for bits, key in (("bits", "error"), ("calibrated_bits", "output_error"))
             } if row["format"] == "sq" else None
         rows += found
     return rows
 
 
-def _over_integers(row, found, key):
-    """An error over that of integers in as many bits: on their front, straight in the logarithm."""
+def _over_integers(row, found, bits_key, key):
+    """An error over that of integers in as many bits.
+
+    Between points of their Pareto front the logarithm of the error is linear in the bits.
+    """
     if row[key] is None:
         return None
-    points = sorted((r["bits"], r[key]) for r in found if r["format"] == "bitserial")
+    points = sorted((r[bits_key], r[key]) for r in found if r["format"] == "bitserial")
     front = [p for p in points if not any(o[0] <= p[0] and o[1] < p[1] for o in points)]
-    if not front[0][0] <= row["bits"] <= front[-1][0]:
+    if not front[0][0] <= row[bits_key] <= front[-1][0]:
         return None
     bits, errors = zip(*front)
-    return round(row[key] / float(np.exp(np.interp(row["bits"], bits, np.log(errors)))), 3)
+    return round(row[key] / float(np.exp(np.interp(row[bits_key], bits, np.log(errors)))), 3)
 
 
 def relation_rows(progress):
@@ -270,13 +280,13 @@ def relation_rows(progress):
             config = SQ(**fields)
             errors = {}
             for relation in ("power", "free", "fixed"):
-                progress(f"{layer}: {_name(config)}, {relation}")
+                progress(f"{layer}: {config.name}, {relation}")
                 banks = Banks(config, W.shape[1], np.ones(W.shape[1]), np.ones(W.shape[1]),
                               relation)
                 w = W.T.astype(np.float64, order="C")
                 errors[relation] = _relative(w, banks.values(w))
             rows.append({
-                "layer": layer, "weights": _name(config),
+                "layer": layer, "weights": config.name,
                 **{name: float(f"{error:.3g}") for name, error in errors.items()},
                 "power_over_free": round(errors["power"] / errors["free"], 4),
                 "fixed_over_free": round(errors["fixed"] / errors["free"], 2)})
@@ -361,8 +371,9 @@ def activation_rows(progress, M=256, N=512, K=2048, calibration=1024):
 def sweep(progress, size=4096, sample=512):
     """Trade-offs of the sq format: error, stored bits, cycles and area over (b, s, low, storage).
 
-    The error is that of a Student-t matrix of `sample` rows and columns; bits and cycles are of a
-    `size` x `size` matrix and one token from ideal memory, cycles and area by the models of
+    Integers stand beside them, as storage ``"integers"`` with their group as b.  The error is that
+    of a Student-t matrix of `sample` rows and columns; bits and cycles are of a `size` x `size`
+    matrix and one token from ideal memory, cycles and area by the models of
     :mod:`host.performance` and :mod:`hdl.estimate` for 64 lanes on an ECP5, with high lanes for
     the full rate of the low planes.
     """
@@ -375,22 +386,33 @@ def sweep(progress, size=4096, sample=512):
 
     W = np.random.default_rng(0).standard_t(4, (sample, sample)).astype(np.float32)
     rows = []
+
+    def costs(machine, q, planes):
+        area = estimate(DeviceConfig(engine=machine, memory="onchip", memory_beats=1024))
+        work = one_pass(machine, (size, size), group_size=q.config.group_size, planes=planes,
+                        zeros=machine.zero_points)
+        return {"error": float(f"{_relative(W, q.dequantize()):.3g}"), "cycles": work.cycles,
+                "macs_per_cycle": round(size**2 / work.cycles), "high_lanes": machine.high_lanes,
+                "image_bits": round(work.beats * (machine.code_bits + machine.side_bits)
+                                    / size**2, 3),
+                "comb": area["comb"], "ebr": area["bram"], "dsp": area["dsp"]}
+
+    for bits, group in itertools.product(_INTEGERS, _GROUPS):
+        progress(f"INT{bits}, groups of {group}")
+        machine = _serial(64).replace(scale_points=256 // group, address_bits=16)
+        rows.append({
+            "b": group, "s": None, "low": bits, "storage": "integers",
+            "bits": round(bits + 16 / group + 32 / size, 3), "paper_bits": None,
+            **costs(machine, host.quantize(W, bits=bits, group_size=group), bits)})
     for bank, high, low in itertools.product((32, 64, 128), (1, 2, 4, 8, 16, 32), (2, 3, 4)):
         if high > bank // 2:
             continue
         config = SQ(bank=bank, sparsity=1 - high / bank, low=low)
-        progress(_name(config))
+        progress(config.name)
         q = host.quantize(W, config)
         lanes, turns = (q.needs(8)[name][0] for name in ("high_lanes", "turns"))
         machine = engine(bank=bank, high_lanes=lanes, turns=turns, address_bits=16)
-        area = estimate(DeviceConfig(engine=machine, memory="onchip", memory_beats=1024))
-        work = one_pass(machine, (size, size), group_size=bank, planes=column_beats(q, machine),
-                        zeros=True)
-        shared = {"error": float(f"{_relative(W, q.dequantize()):.3g}"), "cycles": work.cycles,
-                  "macs_per_cycle": round(size**2 / work.cycles), "high_lanes": lanes,
-                  "image_bits": round(work.beats * (machine.code_bits + machine.side_bits)
-                                      / size**2, 3),
-                  "comb": area["comb"], "ebr": area["bram"], "dsp": area["dsp"]}
+        shared = costs(machine, q, column_beats(q, machine))
         for storage in ("sentinel", "mask"):
             code = low + 8 * high / bank if storage == "sentinel" else \
                 1 + low * config.sparsity + 8 * high / bank
@@ -402,20 +424,43 @@ def sweep(progress, size=4096, sample=512):
 
 
 def plot(rows, path):
-    """Error over bits of a sweep, a marker per bank, a colour per low width; beside it the area."""
-    drawn = pictures.figure(11, 4.5)
-    left, right = drawn.subplots(1, 2)
-    for axes, key, label in ((left, "bits", "stored bits per weight"),
-                             (right, "comb", "COMB of the device, estimated")):
+    """Error over bits, cycles and area of a sweep: a marker per bank, a colour per low width.
+
+    Of the two storages the smaller.  Integers are lines, one per group size.
+    """
+    drawn = pictures.figure(14, 5.5)
+    panels = drawn.subplots(1, 3, sharey=True)
+    smaller = {(r["b"], r["s"], r["low"]): r for r in sorted(rows, key=lambda r: -r["bits"])}
+    integers = [r for r in rows if r["storage"] == "integers"]
+    for axes, key, unit, label in zip(panels, ("bits", "cycles", "comb"), (1, 1000, 1000), (
+            "stored bits per weight", "thousand cycles for 4096 x 4096, 64 lanes",
+            "thousand COMB of the device, estimated")):
+        for group, line in zip(_GROUPS, (":", "--", "-")):
+            points = [r for r in integers if r["b"] == group]
+            axes.semilogy([r[key] / unit for r in points], [r["error"] for r in points], line + "x",
+                          color="0.5", markersize=4, label=f"INT, groups of {group}")
         for (bank, marker), (i, low) in itertools.product(
-                ((32, "o"), (64, "s"), (128, "^")), enumerate((2, 3, 4))):
+                zip(_GROUPS, "os^"), enumerate((2, 3, 4))):
             for front in (True, False):
-                chosen = [r for r in rows if r["b"] == bank and r["low"] == low
-                          and r["pareto"] is front]
-                axes.semilogy([r[key] for r in chosen], [r["error"] for r in chosen], marker,
-                              color=f"C{i}", fillstyle="full" if front else "none",
-                              label=f"b = {bank}, 8/{low}" if front and axes is left else None)
-        axes.set(xlabel=label, ylabel="error, relative")
-    left.legend(fontsize="small")
-    drawn.suptitle("sq: Student-t weights; filled: Pareto front of bits, error and cycles")
+                chosen = [r for r in smaller.values() if r["b"] == bank and r["low"] == low
+                          and r["s"] is not None and r["pareto"] is front]
+                axes.semilogy(
+                    [r[key] / unit for r in chosen], [r["error"] for r in chosen], marker,
+                    color=f"C{i}", fillstyle="full" if front else "none",
+                    label=None if front else f"b = {bank}, 8/{low}")
+        axes.set_xlabel(label)
+        axes.grid(which="both", alpha=0.2)
+    for r in smaller.values():
+        if (r["b"], r["low"]) == (64, 4) and r["s"] in (0.5, 0.75, 0.875, 0.9375):
+            panels[0].annotate(f"{r['s']:g}", (r["bits"], r["error"]), fontsize=7, color="C2",
+                               xytext=(-8, -9), textcoords="offset points", ha="right")
+    panels[0].set_ylabel("error of weights, relative")
+    ticks = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+    panels[0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    panels[0].set_yticks([], minor=True)
+    handles, labels = panels[0].get_legend_handles_labels()
+    drawn.suptitle("sq and integers, Student-t weights.  Filled: on the Pareto front of bits, "
+                   "error and cycles.  Numbers: s, of 8/4.")
+    drawn.legend(handles, labels, ncols=6, fontsize="small", loc="lower center")
+    drawn.tight_layout(rect=(0, 0.1, 1, 1))
     pictures.save(drawn, path)

@@ -171,8 +171,10 @@ def read_array(path, tensor=None):
 
 def describe(q):
     """What a summary says of a quantised matrix: a dict for JSON."""
-    return {"shape": list(q.shape), "format": q.format, "config": dataclasses.asdict(q.config),
-            "bits_per_weight": q.bits_per_weight, "code_bits_per_weight": q.code_bits_per_weight}
+    name = {"name": q.config.name} if q.format == "sq" else {}
+    return {"shape": list(q.shape), "format": q.format, **name,
+            "config": dataclasses.asdict(q.config), "bits_per_weight": q.bits_per_weight,
+            "code_bits_per_weight": q.code_bits_per_weight}
 
 
 def rows(path, tensor, summary):
@@ -185,8 +187,12 @@ def rows(path, tensor, summary):
     summary : dict
         With what :func:`describe` gave.
     """
-    fields = ", ".join(f"{name} {value}" for name, value in summary["config"].items())
+    config = summary["config"]
+    row = {"group_size": "row"}     # what None means
+    fields = ", ".join(f"{name} {row.get(name) if value is None else value}"
+                       for name, value in config.items() if value is not None or name in row)
     return [("matrix", path + (f" [{tensor}]" if tensor else "")),
             ("shape [N, K]", "{} x {}".format(*summary["shape"])),
-            ("format", f"{summary['format']}: {fields}"),
+            ("format", f"{summary['format']}{' ' * ('name' in summary)}"
+                       f"{summary.get('name', '')}: {fields}"),
             ("stored bits/weight", f"{summary['bits_per_weight']:.3f}")]

@@ -21,6 +21,8 @@ examples:
   python -m host.quantize layer.npy --format psumbook --v 8 --codebooks 2 --out layer.safetensors
   python -m host.quantize layer.npy --format kmeans --calibration inputs.npy --out layer.safetensors
   python -m host.quantize layer.npy --format sq --bank 64 --sparsity 0.875 --low 4 --json
+  python -m host.quantize layer.npy --format sq --side activation --calibration inputs.npy \\
+      --out layer.safetensors
   python -m host.quantize Llama-2-7b-AQLM-2Bit-2x8 --tensor model.layers.0.mlp.up_proj \\
       --out up_proj.psumbook.safetensors
   python -m host.quantize sq-llama-7b-w4-s0 --tensor model.layers.0.mlp.up_proj \

@@ -13,7 +13,6 @@ import numpy as np
 from hdl.config import EXPONENT_BITS, HIGH_BITS, HIGH_MAX, LOW_SHIFT, MAX_PLANES
 from host.errors import ArgumentError, ArgumentTypeError, ConfigError
 from host.formats.common import (
-    SCALE_MAX,
     array_of,
     check_scales,
     column_arguments,
@@ -65,7 +64,8 @@ class SQ:
         column of weights, or ``"paper"``, ``|mean * sum of the column|``.  None: the first.
     smoothing : float or None
         Migration strength of SmoothQuant, 0 (none) to 1; None: the best of 0, 0.25, 0.5 and 0.75
-        on the calibration data.  Without those there is none, nor for activations in this format.
+        on the calibration data, which the matrix's configuration then names.  Without those there
+        is none, nor for activations in this format.
     """
 
     bank: int = 64
@@ -85,7 +85,9 @@ class SQ:
             if value not in legal:
                 raise ConfigError(f"{name} must be {_either(legal)}, got {value}")
             object.__setattr__(self, name, value)
-        of_weights = self.side == "weight"
+        of_weights = string("side", self.side) == "weight"
+        if self.smoothing is not None:
+            object.__setattr__(self, "smoothing", _real("smoothing", self.smoothing))
         names: dict[str, tuple] = {
             "side": _SIDES, "method": (None, *_METHODS),
             "storage": (None, *_STORAGES) if of_weights else (None,),
@@ -93,7 +95,10 @@ class SQ:
         for name, choices in names.items():
             given = string(name, getattr(self, name))
             if given not in choices:
-                raise ConfigError(f"{name} must be {_either(map(repr, choices))}, got {given!r}")
+                named = [repr(choice) for choice in choices if choice is not None]
+                rule = f"be {_either(named)}" if named else "not be given"
+                with_side = "" if name in ("side", "method") else f" with side={self.side!r}"
+                raise ConfigError(f"{name} must {rule}{with_side}, got {given!r}")
         if of_weights and self.bits is not None:
             raise ConfigError("bits are of the weights where activations have two precisions; "
                               f"with side='weight' low and high say them, got bits={self.bits}")
@@ -117,11 +122,8 @@ class SQ:
                 f"instance {some}; got {self.sparsity!r}, which leaves "
                 f"{(1 - sparsity) * self.bank:g}")
         object.__setattr__(self, "sparsity", 1 - high / self.bank)
-        if self.smoothing is not None:
-            smoothing = _real("smoothing", self.smoothing)
-            if not 0 <= smoothing <= 1:
-                raise ConfigError(f"smoothing must be in 0..1, got {smoothing!r}")
-            object.__setattr__(self, "smoothing", smoothing)
+        if self.smoothing is not None and not 0 <= self.smoothing <= 1:
+            raise ConfigError(f"smoothing must be in 0..1, got {self.smoothing!r}")
         if of_weights and self.storage is None:
             object.__setattr__(self, "storage", "sentinel" if self.high_count * self.low
                                <= self.bank else "mask")
@@ -147,6 +149,11 @@ class SQ:
         return -2**(self.low - 1)
 
     @property
+    def name(self):
+        """str: as the paper writes it, ``b-(high/low)-s``."""
+        return f"{self.bank}-({self.high}/{self.low})-{self.sparsity:g}"
+
+    @property
     def paper_bits(self):
         """float: the paper's "equivalent bits" of a weight, or of an activation: positions and
         scales do not count, and a low one is stored only where no high one is."""
@@ -169,7 +176,11 @@ def _powers(most):
 def _real(name, value):
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise ArgumentTypeError(f"{name} must be a real number, got {value!r:.80}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ArgumentError(f"{name} must be a real number, got an integer of "
+                            f"{int(value).bit_length()} bits") from None
 
 
 class SQMatrix(QuantizedMatrix):
@@ -201,6 +212,9 @@ class SQMatrix(QuantizedMatrix):
                  permutation=None, input_scale=None, output_scale=None):
         if not isinstance(config, SQ):
             raise ArgumentTypeError(f"config must be an SQ, got {type(config).__name__}")
+        if config.side != "weight":
+            raise ArgumentError("an SQMatrix has side='weight', an SQActivationMatrix the others; "
+                                f"got {config.side!r}")
         super().__init__(config, shape, permutation, input_scale, output_scale)
         N, K = self.shape
         banks = config.banks(K)
@@ -218,8 +232,10 @@ class SQMatrix(QuantizedMatrix):
         if self.exponents.max() >= 2**EXPONENT_BITS:
             raise ArgumentError(f"exponents must be 0..{2**EXPONENT_BITS - 1}, "
                                 f"got {self.exponents.max()}")
-        self._check_magnitude(float(SCALE_MAX * HIGH_MAX << 2**EXPONENT_BITS - 1)
-                              * float(row_scale.max()))
+        largest = np.maximum(np.abs(self.high.astype(np.int64)).max(axis=2) << self.exponents,
+                             config.low_max << LOW_SHIFT)
+        self._check_magnitude(float(((largest * self.scales).max(axis=1)
+                                     * self.row_scale.astype(np.float64)).max()))
 
     @classmethod
     def quantize(cls, W, config, *, calibration, seed, output_scale, progress):
@@ -233,7 +249,7 @@ class SQMatrix(QuantizedMatrix):
 
     @classmethod
     def from_codes(cls, *, scales, bank, sparsity, low=None, high=None, side="weight", codes=None,
-                   exponents=None, bits=4, low_bits=4, mask=None, K=None, permutation=None,
+                   exponents=None, bits=None, low_bits=4, mask=None, K=None, permutation=None,
                    input_scale=None, output_scale=None):
         """Import codes of somebody else's quantiser.
 
@@ -245,8 +261,8 @@ class SQMatrix(QuantizedMatrix):
         bank, sparsity, side
             See :class:`SQ`.
         low : array of an integer dtype, [N, banks * bank]
-            Stored column order, ``-(2**(bits - 1) - 1)..2**(bits - 1) - 1``; where a weight is
-            high the sentinel ``-2**(bits - 1)``, or with a `mask` anything legal.
+            Stored column order, ``-(2**(low_bits - 1) - 1)..2**(low_bits - 1) - 1``; where a
+            weight is high the sentinel ``-2**(low_bits - 1)``, or with a `mask` that or a low one.
         high : array of an integer dtype, [N, banks, high weights of a bank]
             -127..127, in the order of K.
         codes : array of an integer dtype, [N, K]
@@ -256,9 +272,9 @@ class SQMatrix(QuantizedMatrix):
         exponents : array of an integer dtype, [N, banks], optional
             A high step is ``2**exponent`` low steps, -4..3; -4 by default.
         bits : int
-            Of a low weight, 2..4; or of codes, 1..8.
+            Of another side than weights: of codes, 1..8; 4 by default.
         low_bits : int
-            Of low activations, 2..4.
+            Of a low weight or a low activation, 2..4.
         mask : array of bool, [N, banks * bank], optional
             Which weights are high, if no sentinel says so.
         K : int, optional
@@ -283,7 +299,7 @@ class SQMatrix(QuantizedMatrix):
                 output_scale=output_scale)
         if low is None or high is None or codes is not None:
             raise ArgumentTypeError("side='weight' takes low and high, and no codes")
-        config = SQ(bank=bank, sparsity=sparsity, low=bits)
+        config = SQ(bank=bank, sparsity=sparsity, low=low_bits, bits=bits)
         low, high = array_of("low", low, "iu"), array_of("high", high, "iu")
         if low.ndim != 2 or 0 in low.shape or low.shape[1] % config.bank:
             raise ArgumentError("low must have shape [N, banks * bank], whole banks of "
@@ -294,12 +310,13 @@ class SQMatrix(QuantizedMatrix):
         if K < 1 or config.banks(K) != banks:
             raise ArgumentError(f"{banks} banks of {config.bank} hold K = "
                                 f"{padded - config.bank + 1}..{padded} weights a row, got K={K}")
-        _check_low(low, config, sentinel=mask is None)
         if mask is not None:
             mask = array_of("mask", mask, "b")
             check_array("mask", mask, np.bool_, (N, padded), "[N, banks * bank]")
             _check_counts(mask, config)
+            _check_low(np.where(mask & (low == config.sentinel), 0, low), config, sentinel=False)
             low = np.where(mask, config.sentinel, low)
+        _check_low(low, config)
         check_array("high", high, high.dtype, (N, banks, config.high_count),
                     f"[N, banks, {config.high_count} of a bank]")
         if high.min() < -HIGH_MAX or high.max() > HIGH_MAX:
@@ -429,7 +446,7 @@ def _check_low(low, config, sentinel=True):
     if low.min() < least or low.max() > config.low_max:
         bad = low.min() if low.min() < least else low.max()
         also = f", or where a weight is high the sentinel {config.sentinel}" if sentinel else \
-            f" (beside a mask, {config.sentinel} is no low weight either)"
+            f" ({config.sentinel} only where the mask is set)"
         raise ArgumentError(f"low weights of {config.low} bits must be -{config.low_max}.."
                             f"{config.low_max}{also}; got {bad}")
 

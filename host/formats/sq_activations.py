@@ -43,6 +43,9 @@ class SQActivationMatrix(QuantizedMatrix):
 
     def __init__(self, config, codes, scales, row_scale, *, permutation=None, input_scale=None,
                  output_scale=None):
+        if getattr(config, "side", "weight") == "weight":
+            raise ArgumentError("an SQActivationMatrix takes an SQ with side='activation' or "
+                                f"'activation-dynamic', got {config!r:.80}")
         self.weights = BitSerialMatrix(BitSerial(bits=config.bits, group_size=config.bank), codes,
                                        scales, row_scale)
         super().__init__(config, self.weights.shape, permutation, input_scale, output_scale)
@@ -156,7 +159,7 @@ def _values(config, xq):
     power = np.where(high, HIGH_EXPONENT, exponent)
     most = np.where(high, HIGH_MAX, config.low_max)
     level = (x + (BANK_UNIT << power >> 1)) >> UNIT_BITS + power
-    return (np.clip(level, -most, most) << power).reshape(M, -1)[:, :K]
+    return (np.clip(level, -most, most) << power).reshape(M, banks * config.bank)[:, :K]
 
 
 def fitted(config, calibration):
@@ -173,11 +176,11 @@ def fitted(config, calibration):
     """
     count = len(calibration)
     x = calibration[np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int)].astype(np.float64)
-    x = x[np.abs(x).max(axis=1) > 0]
+    steps = np.abs(x).max(axis=1, keepdims=True, initial=0) / 32767
+    x, steps = x[steps[:, 0] > 0], steps[steps > 0][:, None]
     K = calibration.shape[1]
     starts = np.arange(0, K, config.bank)
     low = np.arange(K) % config.bank >= config.high_count
-    steps = np.abs(x).max(axis=1, keepdims=True, initial=0) / 32767
     errors = np.empty((len(_FACTORS), len(starts)))
     for row, factor in zip(errors, _FACTORS):
         scaled = np.where(low, x * factor, x)

@@ -48,7 +48,8 @@ def train(W, config, calibration, output_scale, progress):
     input_scale = hessian = inverse = None
     weight = np.ones(W.shape[1])
     if calibration is not None:
-        input_scale = _smoothing(W, config, calibration)
+        strength, input_scale = _smoothing(W, config, calibration)
+        config = dataclasses.replace(config, smoothing=strength)
         if input_scale is not None:
             calibration = calibration * input_scale
         hessian = damped_hessian(calibration, tick)
@@ -84,7 +85,7 @@ def _saliency(inverse, config, K):
 
 
 def _smoothing(W, config, calibration):
-    """SmoothQuant's ``max|W|**(1 - a) / max|X|**a`` for the best strength `a`; None for none."""
+    """The best strength a and SmoothQuant's ``max|W|**(1 - a) / max|X|**a``, None for none."""
     x = np.concatenate([np.abs(calibration[rows].astype(np.float64)).max(axis=0)[None]
                         for rows in row_blocks(len(calibration))]).max(axis=0)
     w = np.concatenate([np.abs(W[rows].astype(np.float64)).max(axis=0)[None]
@@ -99,20 +100,20 @@ def _smoothing(W, config, calibration):
         return np.clip(s, 1e-4, 1e4).astype(np.float32)
 
     if config.smoothing is not None:
-        return scale(config.smoothing)
+        return config.smoothing, scale(config.smoothing)
     pick = lambda a: a[np.linspace(0, len(a) - 1, min(len(a), _SAMPLE)).astype(int)]
     tokens, rows = pick(calibration).astype(np.float64), pick(W)
     wanted = tokens @ rows.astype(np.float64).T
     # Rounded to nearest: how strengths compare is the same with feedback.
     banks = Banks(config, W.shape[1], np.square(tokens).mean(axis=0) + 1e-30, np.ones(W.shape[1]))
-    best, least = None, np.inf
+    best, least = (0.0, None), np.inf
     for strength in (0, *_STRENGTHS):
         s = scale(strength)
         xq, unit = quantize_tokens((tokens if s is None else tokens * s).astype(np.float32))
         found = (xq * unit[:, None].astype(np.float64)) @ banks.values(_smoothed(rows, s).T.copy())
         error = np.square(found - wanted).sum()
         if error < least:
-            best, least = s, error
+            best, least = (float(strength), s), error
     return best
 
 

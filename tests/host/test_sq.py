@@ -111,7 +111,8 @@ class TestConfig:
         ({"bank": 16}, "bank must be 32, 64 or 128, got 16"),
         ({"low": 5}, "low must be 2, 3 or 4, got 5"), ({"high": 6}, "high must be 8, got 6"),
         ({"side": "both"}, "side must be 'weight'.* got 'both'"),
-        ({"storage": "list"}, "storage must be None, 'sentinel' or 'mask', got 'list'"),
+        ({"storage": "list"},
+         "storage must be 'sentinel' or 'mask' with side='weight', got 'list'"),
         ({"importance": "x"}, "importance must be"), ({"method": "x"}, "method must be"),
         ({"smoothing": 2}, r"smoothing must be in 0\.\.1, got 2"),
         ({"sparsity": 0.9}, r"whole number .* bank of 64, 1\.\.32: .*0\.875, .*leaves 6\.4"),
@@ -123,7 +124,8 @@ class TestConfig:
             SQ(**fields)
 
     @pytest.mark.parametrize("fields", [
-        {"bank": 64.0}, {"sparsity": "0.5"}, {"sparsity": True}, {"storage": 3}])
+        {"bank": 64.0}, {"sparsity": "0.5"}, {"sparsity": True}, {"storage": 3}, {"side": []},
+        {"side": np.array(["weight"])}, {"smoothing": np.array([0.5, 0.6])}])
     def test_wrong_type(self, fields):
         with pytest.raises(host.ArgumentTypeError):
             SQ(**fields)
@@ -150,12 +152,14 @@ class TestFromCodes:
     def test_sentinels_are_a_mask(self):
         given = self.given()
         q = host.from_codes("sq", **given)
-        given["low"][given.pop("mask")] = -8
+        given["low"][given["mask"]] = -8
+        assert host.from_codes("sq", **given).digest == q.digest
+        del given["mask"]
         assert host.from_codes("sq", **given).digest == q.digest
 
     @pytest.mark.parametrize("change, message", [
         ({"mask": None}, "8 high weights .*not 0 .*must not be the sentinel -8"),
-        ({"low": np.full((4, 128), -8)}, r"-7\.\.7 \(beside a mask, -8 is no low weight"),
+        ({"low": np.full((4, 128), -8)}, r"-7\.\.7 \(-8 only where the mask is set"),
         ({"low": np.full((4, 128), 9)}, "got 9"),
         ({"low": np.zeros((4, 120), int)}, "whole banks of 64"),
         ({"mask": np.ones((4, 128), bool)}, "8 high weights .*not 64 as bank 0 of row 0"),
@@ -165,7 +169,9 @@ class TestFromCodes:
         ({"high": np.zeros((4, 2, 9), int)}, r"\(4, 2, 8\)"),
         ({"exponents": np.full((4, 2), 4)}, r"-4\.\.3, got 4"),
         ({"scales": -np.ones((4, 2))}, "not be negative"),
-        ({"sparsity": 0.9}, "whole number"), ({"K": 64}, r"K = 65\.\.128 .*got K=64"),
+        ({"low_bits": 5}, "low must be 2, 3 or 4, got 5"), ({"bits": 4}, "bits are of the weights"),
+        ({"sparsity": 0.9}, "whole number"), ({"sparsity": 10**400}, "of 1329 bits"),
+        ({"K": 64}, r"K = 65\.\.128 .*got K=64"),
     ])
     def test_illegal(self, change, message):
         with pytest.raises((host.ArgumentError, host.ArgumentTypeError), match=message):
@@ -229,6 +235,11 @@ class TestQuantizer:
                                                           method="rtn", smoothing=0))
         # A channel thirty times larger: smoothing pays.
         assert host.quantize(W, format="sq", calibration=X).input_scale is not None
+
+    @pytest.mark.parametrize("size", [1e-30, 1e30, 8e37])
+    def test_weights_of_any_size(self, size):
+        W = np.random.default_rng(0).uniform(-size, size, (6, 70))
+        assert error(W, host.quantize(W.astype(np.float32), format="sq")) < 0.06
 
     def test_what_needs_calibration(self):
         W = np.ones((2, 64), np.float32)

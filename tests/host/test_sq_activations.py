@@ -108,6 +108,27 @@ def test_no_chains(device):
     for out in ("int8", "index"):
         with pytest.raises(host.ArgumentError, match="out='float'"):
             device.load(q, out=out, out_scale=1.0)
+    with pytest.raises(host.ArgumentError, match="layer 0 of the chain must have side='weight'"):
+        device.chain([device.load(q)])
+
+
+def test_no_layer_at_the_end_of_a_chain():
+    rng = np.random.default_rng(0)
+    weights = host.quantize(rng.standard_normal((9, 50)), format="sq")
+    q = random_matrix(rng, 5, 9, side=SIDES[1])
+    with host.open(f"sim:?format=sq&lanes=32{SMALL[SMALL.index('&n_tile'):]}") as device:
+        first = device.load(weights, out="int8", out_scale=1.0)
+        with pytest.raises(host.ArgumentError, match=r"layer 1 .* not 'activation-dynamic'"):
+            device.chain([first, device.load(q)])
+
+
+def test_a_device_says_which_side_it_is_for():
+    q = random_matrix(np.random.default_rng(0), 9, 50, side=SIDES[1])
+    url = f"sim:?format=sq&high_lanes=2&lanes=32{SMALL[SMALL.index('&n_tile'):]}"
+    with host.open(url) as device:
+        with pytest.raises(host.DeviceError, match=r"high_lanes=2.* of side='activation-dynamic' "
+                                                   r".*high_lanes=0.*: open sim: with other"):
+            device.load(q).integers(np.zeros((1, 50), int))
 
 
 def test_the_engine_becomes_another_side():
@@ -202,6 +223,19 @@ class TestMatrix:
         with pytest.raises(host.ArgumentError, match="needs calibration"):
             host.quantize(W, format="sq", side=SIDES[0])
 
+    @pytest.mark.parametrize("X", [np.zeros((4, 70)), np.full((4, 70), 1e-322)])
+    def test_calibration_without_information(self, X):
+        W = np.random.default_rng(0).standard_normal((5, 70)).astype(np.float32)
+        q = host.quantize(W, format="sq", side=SIDES[0], method="rtn", calibration=X)
+        assert np.abs(q.dequantize() - W).max() < 0.5
+        assert q.values(np.zeros((0, 70), int)).shape == (0, 70)
+
+    @pytest.mark.parametrize("config", [SQ(), "activation"])
+    def test_of_another_side(self, config):
+        with pytest.raises(host.ArgumentError, match="takes an SQ with side='activation'"):
+            SQActivationMatrix(config, np.zeros((1, 64), np.uint8), np.zeros((1, 1), np.uint16),
+                               np.ones(1, np.float32))
+
     def test_importance_of_the_paper(self):
         W = np.array([[1, -1, 1, 1.0], [-1, 1, 1, 1]])
         X = np.array([[5, 9, -1, 2.0], [5, -9, -1, 2]])
@@ -214,9 +248,11 @@ class TestMatrix:
     @pytest.mark.parametrize("fields, message", [
         ({"side": "weight", "bits": 4}, "bits are of the weights where"),
         ({"side": SIDES[0], "bits": 9}, r"bits must be 1\.\.8, got 9"),
-        ({"side": SIDES[0], "storage": "mask"}, "storage must be None, got 'mask'"),
-        ({"side": SIDES[0], "importance": "gptq"}, "importance must be None, 'energy' or 'paper'"),
-        ({"side": SIDES[1], "importance": "energy"}, "importance must be None, got 'energy'"),
+        ({"side": SIDES[0], "storage": "mask"},
+         "storage must not be given with side='activation', got"),
+        ({"side": SIDES[0], "importance": "gptq"},
+         "importance must be 'energy' or 'paper' with side='activation'"),
+        ({"side": SIDES[1], "importance": "energy"}, "importance must not be given with"),
         ({"side": SIDES[0], "smoothing": 0.5}, "smoothing is for side='weight'"),
     ])
     def test_illegal(self, fields, message):

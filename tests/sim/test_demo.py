@@ -139,7 +139,7 @@ def test_tables(tiny, monkeypatch, capsys, tmp_path):
     assert "MLP 64-1024-1024-10, 1 test images" in out and "One layer of 32 x 32" in out
     assert out.count("equal the golden model's") == 2 and "DIFFER" not in out
     # 80 columns are enough: no cell is folded.
-    assert re.search(r"W8 +100\.00% +0\.0\d{3} +8\.19 +[\d,]+ +[\d.]+% +[\d.]+ +[\d.]+ ms", out)
+    assert re.search(r"W8 +100\.00% +0\.0\d{3} +8\.19 +1 +[\d,]+ +[\d.]+% +[\d.]+ +[\d.]+ ms", out)
     assert re.search(r"1 +ddr3 +W4 +2 +[\d,]+ +[\d.]+% +[\d.]+ +[\d.]+ +12\.8", out)
     assert "Boards: no estimate" in out
 
@@ -263,7 +263,7 @@ class TestPrepare:
         monkeypatch.setattr(host, "open", fake)
         assert demo.main(["--prepare"]) == 0
         assert opened == [*demo.FULL.engines.values(), demo.FULL.psumbook, demo.FULL.kmeans,
-                          demo.FULL.sq]
+                          demo.FULL.sq, demo.FULL.sq_tokens]
         out, err = capsys.readouterr()
         assert out == ""
         return err
