@@ -125,13 +125,13 @@ class MemorySignature(wiring.Signature):
 
 
 def bank_sides(config, side, column):
-    """(half of scale and exponent, high weights) of each bank of a column, as slices of the
+    """(part of scale and exponent, high weights) of each bank of a column, as slices of the
     sideband."""
     banks, lanes = bank_fields(config)
     found = []
     for t in range(config.scale_points):
         bank = side[banks[column, t]:banks[column, t] + config.bank_bits]
-        found.append((bank[:config.half_bits], bank[lanes[0][0]:]))
+        found.append((bank[:config.part_bits], bank[lanes[0][0]:]))
     return found
 
 

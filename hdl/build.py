@@ -238,9 +238,9 @@ def describe(board, config):
     elif engine.sparse:
         peak = {}
         for low in (2, 3, 4):
-            beats = max(low, engine.turns, 2)
+            beats = max(low, engine.column_beats)
             high = min(beats * engine.high_lanes, engine.bank // 2)
-            name = f"{engine.bank}-(8/{low})-{1 - high / engine.bank:g}"
+            name = f"{engine.bank}-(8/{low})-{1 - high / engine.bank:.10g}"
             peak[name] = engine.peak_macs(beats)
         per_weight = 4
     elif engine.encodes:
@@ -390,7 +390,8 @@ def _parser(boards):
                         help="core clock instead of the board's")
     parser.add_argument("--seed", type=int, default=1, help="of placement (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR",
-                        help="where the results go (default: build/BOARD-SIZE)")
+                        help="where the results go (default: "
+                             "build/BOARD[-FORMAT][-activation]-SIZE)")
     parser.add_argument("--allow-timing-fail", action="store_true",
                         help="take a bitstream that is slower than its clock")
     parser.add_argument("--dry-run", action="store_true",
@@ -455,7 +456,7 @@ def _rows(report, out):
                      for name in ("lanes", "rows", "columns"))
     if engine["bank"]:
         size += f", banks of {engine['bank']}, " + (
-            f"{engine['high_lanes']} high lanes each" if sparse
+            f"{engine['high_lanes']} high lane{'s' * (engine['high_lanes'] > 1)} each" if sparse
             else "activations in two precisions")
     rows = [
         ("board", f"{report['board']}: {report['device']}"),

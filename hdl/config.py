@@ -318,7 +318,7 @@ class EngineConfig:
     def side_bits(self):
         """Sideband of a beat: per column and scale point a 16-bit scale and a zero-point sign.
 
-        ``sq``: half of the bank's scale and exponent, and `high_lanes` weights with their places.
+        ``sq``: part of the bank's scale and exponent, and `high_lanes` weights with their places.
         """
         if not self.scaled:
             return 0
@@ -326,9 +326,14 @@ class EngineConfig:
         return self.columns * self.scale_points * point
 
     @property
-    def half_bits(self):
-        """``sq``: half of a bank's scale and exponent, of which a beat has one."""
-        return (SCALE_BITS + EXPONENT_BITS + 1) // 2
+    def column_beats(self):
+        """``sq``: beats that every column has at least; its last ones bring scale and exponent."""
+        return max(self.turns, 2)
+
+    @property
+    def part_bits(self):
+        """``sq``: bits of a bank's scale and exponent in a beat."""
+        return -(-(SCALE_BITS + EXPONENT_BITS) // self.column_beats)
 
     @property
     def place_bits(self):
@@ -338,7 +343,7 @@ class EngineConfig:
     @property
     def bank_bits(self):
         """``sq``: bits of a bank in a beat's sideband."""
-        return self.half_bits + self.high_lanes * (HIGH_BITS + self.place_bits)
+        return self.part_bits + self.high_lanes * (HIGH_BITS + self.place_bits)
 
     @property
     def side_words(self):

@@ -169,11 +169,15 @@ class Control(wiring.Component):
                 short = Signal()
                 m.d.sync += short.eq(~(count[high:].any() | count[:high].all()))
                 wrong[opcode].append(short)
-        if config.sparse:       # a column's beats bring both halves of its scale, and the turns
+        if config.sparse:       # a column's beats bring its scale, and are the turns of its banks
             fields, few = FIELDS[Opcode.LMMA], Signal()
             planes = word[fields["planes"].offset:][:fields["planes"].width]
-            m.d.sync += few.eq(planes < max(config.turns, 2) - 1)
+            m.d.sync += few.eq(planes < config.column_beats - 1)
             wrong[Opcode.LMMA].append(few)
+        if config.encodes and config.bank:      # stored minus one
+            fields, none = FIELDS[Opcode.TOPK], Signal()
+            m.d.sync += none.eq(~word[fields["low"].offset:][:fields["low"].width].any())
+            wrong[Opcode.TOPK].append(none)
         if config.rows > 1:
             fields = FIELDS[Opcode.STORE]
             rows = fields["address"].offset

@@ -96,14 +96,14 @@ def bank_fields(config):
     Returns
     -------
     banks : dict
-        Offset of each ``(column, point)``; a bank starts with half of its scale and exponent.
+        Offset of each ``(column, point)``; a bank starts with part of its scale and exponent.
     lanes : list of (int, int)
         Offsets, from there, of each high lane's weight and place.
     """
     banks = {(c, t): (c * config.scale_points + t) * config.bank_bits
              for c in range(config.columns) for t in range(config.scale_points)}
     lane = HIGH_BITS + config.place_bits
-    starts = [config.half_bits + i * lane for i in range(config.high_lanes)]
+    starts = [config.part_bits + i * lane for i in range(config.high_lanes)]
     return banks, [(start, start + HIGH_BITS) for start in starts]
 
 

@@ -202,27 +202,23 @@ class Rows(wiring.Component):
         """Of a column's banks: high weights at cycle 0, exponents and scales of each turn."""
         config, turns = self.config, self.config.turns
         sides = bank_sides(config, self.i.side, c)
-        halves = []
-        for t, (half, _) in enumerate(sides):
-            # The first beat of a column has the low half, all others the high one.
-            low, high = (Signal(config.half_bits, name=f"{name}_half_{c}_{t}", reset_less=True)
-                         for name in ("low", "high"))
+        whole = []
+        for t, (part, _) in enumerate(sides):
+            # Complete after a column's last beat: the lowest part came first.
+            parts = Signal(config.column_beats * config.part_bits, name=f"parts_{c}_{t}",
+                           reset_less=True)
             with m.If(trail[0].codes):
-                with m.If(self.i.flags.first_plane):
-                    m.d.sync += low.eq(half)
-                with m.Else():
-                    m.d.sync += high.eq(half)
-            both = Cat(low, high)
+                m.d.sync += parts.eq(Cat(parts[config.part_bits:], part))
             if turns > 1:   # until its turn
-                held = Signal(2 * config.half_bits, name=f"side_{c}_{t}", reset_less=True)
+                held = Signal.like(parts, name=f"side_{c}_{t}")
                 with m.If(trail[1].column):
-                    m.d.sync += held.eq(both)
-                both = held
-            halves.append(both)
+                    m.d.sync += held.eq(parts)
+                parts = held
+            whole.append(parts)
         exponents, scales = [], []
         early = 1 + (turns > 1)
         for s in range(scalers(config)):
-            mine = Array(halves[s * turns:(s + 1) * turns])[self.turn]
+            mine = Array(whole[s * turns:(s + 1) * turns])[self.turn]
             mine = delay(m, mine, timing.parts + exponent_cycle(config) - early,
                          name=f"exponent_{c}_{s}")
             exponents.append(mine[SCALE_BITS:SCALE_BITS + EXPONENT_BITS])

@@ -361,6 +361,7 @@ class Device(Bound):
         `needs`: of :func:`host.matrix.shared_needs`, where other matrices are to run beside it.
         """
         self._check_open()
+        together = needs is not None
         needs = needs or shared_needs([q.needs(bits)])
         adapt = getattr(self.transport, "adapt", None)
         if adapt is not None and adapt(self.engine, q, needs):
@@ -376,9 +377,10 @@ class Device(Bound):
                               f"{remedy}")
         if wrong := unmet(engine, needs):
             built, needed = wrong
-            of_side = f" of side={q.config.side!r}" if q.format == "sq" else ""
-            raise DeviceError(f"{self.url} is built with {built}; this matrix{of_side} and its "
-                              f"activations need {needed}: {remedy}, or quantise otherwise")
+            what = f"this matrix of side={q.config.side!r}" if q.format == "sq" else "this matrix"
+            what = "the layers of this chain" if together else f"{what} and its activations"
+            raise DeviceError(f"{self.url} is built with {built}; {what} need {needed}: {remedy}, "
+                              "or quantise otherwise")
 
 
 class Layer(Bound):

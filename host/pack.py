@@ -120,7 +120,7 @@ def column_beats(q, config):
         return q.planes
     # As many as bring the high weights and let the banks take turns; low weights are extended by
     # their signs.
-    return max(q.planes, -(-q.config.high_count // config.high_lanes), config.turns, 2)
+    return max(q.planes, -(-q.config.high_count // config.high_lanes), config.column_beats)
 
 
 def _low_codes(q, rows, padded, positions, config):
@@ -180,7 +180,7 @@ def _index_codes(q, rows, padded, positions, config):
 def _bank_sides(q, rows, k_tiles, planes, config):
     """What beats of an sq matrix have beside codes: uint8 bits [tiles, rows, planes, points, bits].
 
-    Of every bank half of scale and exponent, and a part of its high weights with their places.
+    Of every bank parts of scale and exponent and of its high weights with their places.
     """
     size, points, lanes = config.bank, config.scale_points, config.high_lanes
     banks, count = q.high.shape[1:]
@@ -198,9 +198,9 @@ def _bank_sides(q, rows, k_tiles, planes, config):
 
     scales = np.where((rows >= 0)[:, None], q.scales[rows], 0)
     scale = tiled(scales) | tiled(q.exponents[rows]) << SCALE_BITS
-    half = config.half_bits
-    for plane in range(planes):
-        put(0, half, scale >> (half if plane else 0) & 2**half - 1, plane)
+    for i in range(config.column_beats):
+        put(0, config.part_bits, scale >> i * config.part_bits & 2**config.part_bits - 1,
+            planes - config.column_beats + i)
     offsets = np.nonzero(q.mask[rows].reshape(-1, size))[1].reshape(len(rows), banks, count)
     # Of each bank of a tile: blocks in block RAM have another order.
     within = np.array(bank_places(config)).reshape(points, size)

@@ -404,7 +404,8 @@ def sweep(progress, size=4096, sample=512):
             "b": group, "s": None, "low": bits, "storage": "integers",
             "bits": round(bits + 16 / group + 32 / size, 3), "paper_bits": None,
             **costs(machine, host.quantize(W, bits=bits, group_size=group), bits)})
-    for bank, high, low in itertools.product((32, 64, 128), (1, 2, 4, 8, 16, 32), (2, 3, 4)):
+    for bank, high, low in itertools.product((32, 64, 128), (1, 2, 4, 8, 16, 32, 64),
+                                             (2, 3, 4)):
         if high > bank // 2:
             continue
         config = SQ(bank=bank, sparsity=1 - high / bank, low=low)

@@ -27,6 +27,7 @@ from host.matrix import QuantizedMatrix, check_array, pack_bits, unpack_bits
 __all__ = ["SQ", "SQMatrix"]
 
 _BANKS = (32, 64, 128)
+_LOW = (2, 3, 4)
 _STORAGES = ("sentinel", "mask")
 _METHODS = ("rtn", "gptq")
 _SIDES = ("weight", "activation", "activation-dynamic")
@@ -64,8 +65,8 @@ class SQ:
         column of weights, or ``"paper"``, ``|mean * sum of the column|``.  None: the first.
     smoothing : float or None
         Migration strength of SmoothQuant, 0 (none) to 1; None: the best of 0, 0.25, 0.5 and 0.75
-        on the calibration data, which the matrix's configuration then names.  Without those there
-        is none, nor for activations in this format.
+        on the calibration data, which the matrix's configuration then names (to search again, set
+        it to None again).  Without those there is none, nor for activations in this format.
     """
 
     bank: int = 64
@@ -80,7 +81,7 @@ class SQ:
     smoothing: float | None = None
 
     def __post_init__(self):
-        for name, legal in (("bank", _BANKS), ("high", (HIGH_BITS,)), ("low", (2, 3, 4))):
+        for name, legal in (("bank", _BANKS), ("high", (HIGH_BITS,)), ("low", _LOW)):
             value = integer(name, getattr(self, name))
             if value not in legal:
                 raise ConfigError(f"{name} must be {_either(legal)}, got {value}")
@@ -151,7 +152,7 @@ class SQ:
     @property
     def name(self):
         """str: as the paper writes it, ``b-(high/low)-s``."""
-        return f"{self.bank}-({self.high}/{self.low})-{self.sparsity:g}"
+        return f"{self.bank}-({self.high}/{self.low})-{self.sparsity:.10g}"
 
     @property
     def paper_bits(self):
@@ -287,8 +288,12 @@ class SQMatrix(QuantizedMatrix):
         -------
         SQMatrix or SQActivationMatrix
         """
+        low_bits = integer("low_bits", low_bits)
+        if low_bits not in _LOW:
+            raise ConfigError(f"low_bits must be {_either(_LOW)}, got {low_bits}")
         of_weights = {"low": low, "high": high, "exponents": exponents, "mask": mask, "K": K}
-        if side != "weight":
+        # Of what is wrong with it the configuration complains.
+        if string("side", side) in _SIDES and side != "weight":
             given = [name for name, array in of_weights.items() if array is not None]
             if given or codes is None:
                 raise ArgumentTypeError(f"side={side!r} takes codes and scales, "
@@ -297,9 +302,10 @@ class SQMatrix(QuantizedMatrix):
                 SQ(bank=bank, sparsity=sparsity, low=low_bits, side=side, bits=bits), codes=codes,
                 scales=scales, permutation=permutation, input_scale=input_scale,
                 output_scale=output_scale)
-        if low is None or high is None or codes is not None:
-            raise ArgumentTypeError("side='weight' takes low and high, and no codes")
-        config = SQ(bank=bank, sparsity=sparsity, low=low_bits, bits=bits)
+        config = SQ(bank=bank, sparsity=sparsity, low=low_bits, side=side)
+        if low is None or high is None or codes is not None or bits is not None:
+            raise ArgumentTypeError("side='weight' takes low and high, of which low_bits is the "
+                                    "width of low, and no codes of other bits")
         low, high = array_of("low", low, "iu"), array_of("high", high, "iu")
         if low.ndim != 2 or 0 in low.shape or low.shape[1] % config.bank:
             raise ArgumentError("low must have shape [N, banks * bank], whole banks of "
@@ -315,8 +321,9 @@ class SQMatrix(QuantizedMatrix):
             check_array("mask", mask, np.bool_, (N, padded), "[N, banks * bank]")
             _check_counts(mask, config)
             _check_low(np.where(mask & (low == config.sentinel), 0, low), config, sentinel=False)
-            low = np.where(mask, config.sentinel, low)
-        _check_low(low, config)
+            low = np.where(mask, config.sentinel, low.astype(np.int64))
+        else:
+            _check_low(low, config)
         check_array("high", high, high.dtype, (N, banks, config.high_count),
                     f"[N, banks, {config.high_count} of a bank]")
         if high.min() < -HIGH_MAX or high.max() > HIGH_MAX:

@@ -152,6 +152,9 @@ class TestFromCodes:
     def test_sentinels_are_a_mask(self):
         given = self.given()
         q = host.from_codes("sq", **given)
+        unsigned = given | {"low": given["low"] & 7}
+        assert host.from_codes("sq", **unsigned).digest == host.from_codes(
+            "sq", **unsigned | {"low": unsigned["low"].astype(np.uint8)}).digest
         given["low"][given["mask"]] = -8
         assert host.from_codes("sq", **given).digest == q.digest
         del given["mask"]
@@ -169,7 +172,8 @@ class TestFromCodes:
         ({"high": np.zeros((4, 2, 9), int)}, r"\(4, 2, 8\)"),
         ({"exponents": np.full((4, 2), 4)}, r"-4\.\.3, got 4"),
         ({"scales": -np.ones((4, 2))}, "not be negative"),
-        ({"low_bits": 5}, "low must be 2, 3 or 4, got 5"), ({"bits": 4}, "bits are of the weights"),
+        ({"low_bits": 5}, "low_bits must be 2, 3 or 4, got 5"),
+        ({"bits": 4}, "low_bits is the width of low"), ({"side": "foo"}, "side must be"),
         ({"sparsity": 0.9}, "whole number"), ({"sparsity": 10**400}, "of 1329 bits"),
         ({"K": 64}, r"K = 65\.\.128 .*got K=64"),
     ])

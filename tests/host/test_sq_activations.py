@@ -141,10 +141,11 @@ def test_the_engine_becomes_another_side():
             assert np.array_equal(device.load(q).integers(x), sim.golden.integers(q, x))
 
 
-@pytest.mark.parametrize("fields", [{"length": 8}, {"norm": 1}, {"pairs": 1}, {"beat": 1}])
+@pytest.mark.parametrize("fields", [{"length": 8}, {"norm": 1}, {"pairs": 1}, {"beat": 1},
+                                    {"low": 1}])
 def test_instructions_that_cannot_be(device, fields):
     with pytest.raises(host.ProgramError, match="BAD_FIELD"):
-        device.run([Instruction.make("TOPK", **fields)])
+        device.run([Instruction.make("TOPK", **{"low": 4} | fields)])
 
 
 def test_any_instruction_that_can_be_ends(device):
@@ -153,7 +154,7 @@ def test_any_instruction_that_can_be_ends(device):
     bank, beats = device.engine.bank, device.engine.bank // 8
     for _ in range(20):
         device.run([Instruction.make(
-            "TOPK", k=rng.integers(0, bank), low=rng.integers(1, 5), static=rng.integers(2),
+            "TOPK", k=rng.integers(0, bank), low=rng.integers(2, 5), static=rng.integers(2),
             beat=beats * rng.integers(0, 4), address=rng.integers(0, 1000))], timeout=1e-3)
 
 
@@ -197,8 +198,10 @@ class TestMatrix:
     @pytest.mark.parametrize("change, message", [
         ({"codes": None}, "takes codes and scales, got no codes"),
         ({"low": np.zeros((5, 64), int)}, "takes codes and scales, got low"),
-        ({"side": "weight"}, "takes low and high, and no codes"),
-        ({"codes": np.full((5, 64), 16)}, r"0\.\.15, got 16"), ({"low_bits": 5}, "low must be"),
+        ({"side": "weight"}, "takes low and high, of which low_bits"),
+        ({"codes": np.full((5, 64), 16)}, r"0\.\.15, got 16"),
+        ({"low_bits": 5}, "low_bits must be"),
+        ({"side": np.array(["weight", "x"])}, "side must be a string"),
         ({"side": "both"}, "side must be")])
     def test_illegal_import(self, change, message):
         given = {"codes": np.zeros((5, 64), int), "scales": np.ones((5, 1)), "bank": 64,

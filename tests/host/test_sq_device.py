@@ -132,7 +132,7 @@ def test_cycles_are_those_of_the_model(device):
 
 
 def test_columns_too_short_for_their_scales_are_refused(device):
-    least = max(device.engine.turns, 2)
+    least = device.engine.column_beats
     for planes in range(1, 9):
         program = [Instruction.make("LMMA", planes=planes, columns=8)]
         # Those that can be wait for tables that nobody builds.

@@ -62,7 +62,7 @@ def test_sweep_of_banks(tmp_path, capsys, monkeypatch):
     rows = json.loads(capsys.readouterr().out)["sq-sweep"]
     assert "<svg" in picture.read_text()
     by_key = {(r["b"], r["s"], r["low"], r["storage"]): r for r in rows}
-    assert len(by_key) == len(rows) == 2 * 3 * (5 + 6 + 6) + 5 * 3
+    assert len(by_key) == len(rows) == 2 * 3 * (5 + 6 + 7) + 5 * 3
     integers = by_key[64, None, 5, "integers"]
     assert integers["bits"] == round(5 + 16 / 64 + 32 / 4096, 3)
     assert integers["cycles"] == 4 * 16 * 5 * 1024
@@ -70,7 +70,7 @@ def test_sweep_of_banks(tmp_path, capsys, monkeypatch):
     # 4096 x 4096, 64 lanes, 4 N tiles of 16 K tiles: two sums, and four planes for every column.
     assert row["bits"] == round(5 + 19 / 64 + 32 / 4096, 3) and row["paper_bits"] == 4.5
     assert row["cycles"] == 4 * 16 * (4 * 1024 + 2) and row["high_lanes"] == 2
-    assert row["image_bits"] == pytest.approx((256 + 4 * (10 + 2 * 14)) / 64, rel=1e-3)
+    assert row["image_bits"] == pytest.approx((256 + 4 * (5 + 2 * 14)) / 64, rel=1e-3)
     assert by_key[64, 0.875, 4, "mask"]["bits"] > row["bits"]
     assert by_key[64, 0.5, 4, "mask"]["bits"] < by_key[64, 0.5, 4, "sentinel"]["bits"]
     cost = lambda r: (r["bits"], r["error"], r["cycles"])
