@@ -37,7 +37,10 @@ def random_matrix(rng, N, K, bits, group_size, scheme):
 
 
 def check_int8_chain(device, rng, first, second):
-    """Two layers with a bias and ReLU between them, as one program, against the golden model."""
+    """Two layers with a bias and ReLU between them, as one program, against the golden model.
+
+    Returns the chain.
+    """
     N, K = first.shape
     x = rng.standard_normal((5, K)).astype(np.float32)
     scale = float(np.abs(sim.golden.matmul(first, x)).max() / 100)
@@ -45,3 +48,4 @@ def check_int8_chain(device, rng, first, second):
         device.load(first, bias=rng.standard_normal(N) * scale * 20, activation="relu",
                     out="int8", out_scale=scale), device.load(second)])
     assert np.array_equal(chain(x), sim.golden.chain(chain, x))
+    return chain

@@ -12,9 +12,10 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hdl.config import EngineConfig
 from host.errors import ArgumentError, ArgumentTypeError, FileError
 from host.formats import BitSerial, BitSerialMatrix
-from host.matrix import load, pack_bits, unpack_bits
+from host.matrix import load, pack_bits, shared_needs, unmet, unpack_bits
 from host.quantizer import from_codes, quantize
 
 SCHEMES = [("symmetric", 4), ("symmetric", 3), ("asymmetric", 8), ("asymmetric", 1),
@@ -330,3 +331,19 @@ class TestConstructor:
     def test_refused(self, changes, message):
         with pytest.raises(ArgumentError, match=message):
             self.make(**changes)
+
+
+class TestNeeds:
+    def test_what_suits_all_comes_first(self):
+        needs = shared_needs([{"high_lanes": (16, 32, 8, 4), "bank": 64},
+                              {"high_lanes": (1, 2, 4, 8, 16, 32), "bank": 64, "turns": (4, 2)}])
+        assert needs == {"high_lanes": (16, 8, 4, 32), "bank": (64,), "turns": (4, 2)}
+
+    def test_what_none_has_is_empty(self):
+        assert shared_needs([{"bank": 64}, {"bank": 128}]) == {"bank": ()}
+
+    def test_unmet(self):
+        engine = EngineConfig(zero_points=False)
+        assert unmet(engine, {"lanes": (engine.lanes,)}) is None
+        assert unmet(engine, {"zero_points": (True,), "rows": (4, 2)}) == (
+            "zero_points=False, rows=1", "zero_points=True, rows=2 or 4")
