@@ -172,6 +172,7 @@ class BankEncoder(wiring.Component):
         spare = Signal(signed(6))
         m.d.sync += spare.eq(bits - near - (UNIT_BITS + self.low))
         m.d.comb += exponent.eq(Mux(spare < 0, 0, Mux(spare > most, most, spare)))
+        # Registers of the largest, its bits, near and spare.
         ends = delay(m, topk.done, 4, name="ends", resettable=True)
         m.d.comb += [
             exponents.write_enable.eq(ends), exponents.write_data.eq(exponent),

@@ -18,7 +18,7 @@ from inspect import getsource
 from pathlib import Path
 
 from hdl import commandline, floorplan
-from hdl.config import FORMATS, DeviceConfig, EngineConfig
+from hdl.config import FORMATS, TOKEN_SIDE, DeviceConfig, EngineConfig
 from hdl.errors import ArgumentError, BuildError
 from hdl.estimate import estimate
 from hdl.protocol import BAUDS
@@ -49,9 +49,7 @@ exit status: 0 done, 1 failed (timing not met, for one), 2 bad usage
 _SIZES = ("tiny", "default", "max")
 _ENGINE = ("format", "lanes", "rows", "columns", "bank", "high_lanes")
 
-_SIDES: dict[str, dict] = {
-    "weight": {},
-    "activation": {"activation_bits": 16, "zero_points": False, "high_lanes": 0, "turns": 1}}
+_SIDES: dict[str, dict] = {"weight": {}, "activation": TOKEN_SIDE}
 """Of sq: what an engine is for that operand in two precisions; activations static or dynamic."""
 
 # What a board builds from and what comes out; the rest of a run is not kept.

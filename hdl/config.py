@@ -40,6 +40,8 @@ HIGH_MAX, HIGH_BITS = 127, 8
 """Largest magnitude of a high weight of ``sq``, an int8, and its bits."""
 EXPONENT_BITS, LOW_SHIFT = 3, 4
 """A high step of ``sq`` is ``2**(exponent - LOW_SHIFT)`` low steps."""
+TOKEN_SIDE = {"activation_bits": 16, "zero_points": False, "high_lanes": 0, "turns": 1}
+"""What an engine of ``sq`` has for two precisions of activations instead of weights."""
 PARAMETER_BITS = 72
 """Re-quantisation parameters of an output column."""
 ISA_VERSION = 1

@@ -158,7 +158,7 @@ class Chain(Bound):
             raise ArgumentError("the layers of a chain must have one format, not "
                                 + " and ".join(sorted(formats)))
         for at, stage in zip(self._at, self.stages):
-            if stage[0].q.format == "sq" and stage[0].q.token_bits == 16:
+            if not stage[0].q.chains:
                 raise ArgumentError(
                     f"layer {at} of the chain must have side='weight', not "
                     f"{stage[0].q.config.side!r}: activations in two precisions are made of int16, "

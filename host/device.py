@@ -398,7 +398,7 @@ class Layer(Bound):
         if choice("out", out, ("float", "int8", "index")) == "index" and q.format != "kmeans":
             raise ArgumentError(f"a layer of format {q.format} has out='float' or 'int8', not "
                                 "'index': its activations are not indexes")
-        if out != "float" and q.format == "sq" and q.token_bits == 16:
+        if out != "float" and not q.chains:
             raise ArgumentError("activations in two precisions are made of int16, which no layer "
                                 f"before gives: a layer has out='float', not {out!r}")
         if out != "float" and out_scale is None:

@@ -212,6 +212,8 @@ class QuantizedMatrix(ABC):
     """Codebooks whose entries add up, each a gather of its own."""
     token_bits = 8
     """Bits of the integers that a call makes of its activations: 8 or 16."""
+    chains = True
+    """Whether a layer can be part of a chain: the device makes its activations from results."""
     zeros: np.ndarray | None = None
     """Zero points [N, groups], where the format has them."""
 

@@ -80,7 +80,7 @@ _CODEBOOKS = ("sim:?format=psumbook&v=4&b=8&builders=8&activation_bits=8&zero_po
               "&lanes={lanes}&rows={rows}&scale_points={points}&block_ram_blocks={blocks}")
 _INDEXES = "sim:?format=kmeans&v=2&b=8&builders=16"
 _BANKS = "sim:?format=sq&rows={rows}&lanes={lanes}"
-_TOKENS = _BANKS + "&activation_bits=16&zero_points=0&high_lanes=0&turns=1"
+_TOKENS = _BANKS + "&activation_bits=16"
 _SMALL = "&n_tile=64&memory_mib=4&activation_bytes="
 FULL = Plan(engines={1: "sim:", 8: "sim:?rows=8&builders=8"}, images=None, size=4096,
             psumbook=_CODEBOOKS.format(lanes=64, rows=2, points=2, blocks=8), kmeans=_INDEXES,

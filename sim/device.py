@@ -4,7 +4,7 @@ import math
 from typing import Any
 from urllib.parse import parse_qsl
 
-from hdl.config import DeviceConfig, EngineConfig
+from hdl.config import TOKEN_SIDE, DeviceConfig, EngineConfig
 from hdl.errors import ArgumentError, ConfigError, FileError, LinkTimeout
 from hdl.protocol import BAUDS
 from hdl.registers import Space
@@ -44,8 +44,8 @@ def default_engine(format="bitserial", **fields: Any) -> dict[str, Any]:
         engine |= dict(v=v, b=b, builders=8, scale_points=1, zero_points=False,
                        block_ram_blocks=lanes * v // 32 if b > 5 else 0)
     if format == "sq":
-        engine |= dict(bank=64, zero_points=False) if fields.get("activation_bits") == 16 else \
-            dict(activation_bits=8, bank=64, high_lanes=2, turns=4)
+        engine |= {"bank": 64} | (TOKEN_SIDE if fields.get("activation_bits") == 16 else
+                                  dict(activation_bits=8, high_lanes=2, turns=4))
     return engine | fields
 
 

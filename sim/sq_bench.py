@@ -74,6 +74,9 @@ def utilization_rows(progress):
 _AREA_LIMIT = 0.7       # of the engine with all weights at eight bits
 
 
+_W4, _W8 = (f"W{bits}, groups of 64" for bits in (4, 8))
+
+
 def _beside_integers(found, rows):
     """Rows of a table: cores with 64 MACs per cycle and row, and their share of those of integers.
 
@@ -96,9 +99,6 @@ def _beside_integers(found, rows):
         "of_w8": round(area["comb"] / eight["comb"], 3),
         **{f"of_w{bits}": share(name, area, other) for bits, other in between.items()},
         "limit": None, "met": None} for name, area in found.items()]
-
-
-_W4, _W8 = (f"W{bits}, groups of 64" for bits in (4, 8))
 
 
 def _core(name, config, progress, **options):

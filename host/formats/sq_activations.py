@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 
 from hdl.bank_units import BANK_UNIT, BANK_VALUE_MAX, HIGH_EXPONENT, UNIT_BITS, exponent_max
-from hdl.config import HIGH_MAX
+from hdl.config import HIGH_MAX, TOKEN_SIDE
 from host.errors import ArgumentError
 from host.formats.bitserial import BitSerial, BitSerialMatrix
 from host.formats.common import column_arguments
@@ -40,6 +40,7 @@ class SQActivationMatrix(QuantizedMatrix):
 
     format = "sq"
     token_bits = 16
+    chains = False
 
     def __init__(self, config, codes, scales, row_scale, *, permutation=None, input_scale=None,
                  output_scale=None):
@@ -87,8 +88,7 @@ class SQActivationMatrix(QuantizedMatrix):
         return self.weights.integer_weights(rows)
 
     def needs(self, bits):
-        return {"bank": self.config.bank, "activation_bits": 16, "zero_points": False,
-                "high_lanes": 0, "turns": 1}
+        return {"bank": self.config.bank, **TOKEN_SIDE}
 
     @property
     def planes(self):
