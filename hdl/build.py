@@ -47,7 +47,7 @@ examples:
 exit status: 0 done, 1 failed (timing not met, for one), 2 bad usage
 """
 _SIZES = ("tiny", "default", "max")
-_ENGINE = ("format", "lanes", "rows", "columns", "bank", "high_lanes")
+_ENGINE = ("format", "lanes", "rows", "columns", "bank", "high_lanes", "sentinels")
 
 _SIDES: dict[str, dict] = {"weight": {}, "activation": TOKEN_SIDE}
 """Of sq: what an engine is for that operand in two precisions; activations static or dynamic."""
@@ -379,6 +379,9 @@ def _parser(boards):
     parser.add_argument("--high-lanes", type=int,
                         help="sq: high weights of a bank that are multiplied per cycle: 1, 2, 4, "
                              "8, 16, 32")
+    parser.add_argument("--sentinels", action="store_const", const=True,
+                        help="sq: find where high weights lie from sentinels in the stream, which "
+                             "is an eighth shorter; takes 1 or 2 high lanes")
     parser.add_argument("--side", choices=list(_SIDES),
                         help="sq: the operand in two precisions; activation serves the "
                              "static and the dynamic split (default: weight)")
@@ -421,8 +424,9 @@ def main(argv=None):
             parser.error("--side is for --format sq")
         if args.bank is not None and args.format != "sq":
             parser.error("--bank is for --format sq")
-        if args.high_lanes is not None and (args.format != "sq" or args.side == "activation"):
-            parser.error("--high-lanes is for --format sq with --side weight")
+        for name, given in (("--high-lanes", args.high_lanes), ("--sentinels", args.sentinels)):
+            if given is not None and (args.format != "sq" or args.side == "activation"):
+                parser.error(f"{name} is for --format sq with --side weight")
         changes |= _SIDES.get(args.side, {})
         try:
             config = board.config(
@@ -454,7 +458,8 @@ def _rows(report, out):
                      for name in ("lanes", "rows", "columns"))
     if engine["bank"]:
         size += f", banks of {engine['bank']}, " + (
-            f"{engine['high_lanes']} high lane{'s' * (engine['high_lanes'] > 1)} each" if sparse
+            f"{engine['high_lanes']} high lane{'s' * (engine['high_lanes'] > 1)} each"
+            + ", places from sentinels" * engine["sentinels"] if sparse
             else "activations in two precisions")
     rows = [
         ("board", f"{report['board']}: {report['device']}"),

@@ -20,6 +20,7 @@ from hdl.config import BLOCK, EXPONENT_BITS, SCALE_BITS, bits_for
 from hdl.layout import lane_positions
 from hdl.parts import BlockRAM, Multiplier, WideMultiplier, add, add_select, delay
 from hdl.scaled_banks import ScaledBanks, dense_bits, scalers, scaling_latency
+from hdl.sentinels import Sentinels
 from hdl.sparse import Sparse, high_weights, kept_bits, sparse_latency
 from hdl.tables import table_latency
 from hdl.tree import Tree, sum_of, tree_levels
@@ -34,6 +35,8 @@ class Timing:
     ----------
     tables : int
         Entries leave the tables.
+    high : int
+        High weights and their places enter the sparse part.
     zero : int
         Group sums leave the tree and meet the zero-point leaf.
     parts : int
@@ -48,8 +51,9 @@ class Timing:
         lanes = [len(point_lanes(config, t)) for t in range(config.scale_points)]
         self.tables = table_latency(config)
         self.zero = self.tables + tree_levels(max(lanes))
+        self.high = Sentinels.LATENCY * config.sentinels
         if config.sparse:
-            self.zero = max(self.zero, sparse_latency(config) - 2)
+            self.zero = max(self.zero, self.high + sparse_latency(config) - 2)
         self.parts = self.zero + 2
         self.column = self.zero
         if config.sparse:
@@ -117,7 +121,7 @@ class Cell(wiring.Component):
     keep : In(scale_points), kept : In, word : In
         A word of activations for the RAMs of a bank (one-hot): see :class:`hdl.sparse.Sparse`.
     weights : In(per bank high_weights), table_bank : In(1)
-        The stream register.
+        At cycle ``high``.
     plane_valid, plane_first : In(1)
         A cycle before ``parts``: shift in a plane of the dense part, add to the sparse one; it is
         the column's first.
@@ -240,8 +244,9 @@ class Cell(wiring.Component):
     def _parts(self, m, t, plane):
         """Sums of a bank's two parts, at ``parts``: twice the dense one, and the sparse one."""
         config = self.config
+        timing = Timing(config)
         m.submodules[f"sparse_{t}"] = sparse = Sparse(
-            config, Timing(config).parts - sparse_latency(config))
+            config, timing.parts - timing.high - sparse_latency(config))
         m.d.comb += [
             sparse.keep.valid.eq(self.keep[t]), sparse.keep.payload.address.eq(self.kept),
             sparse.keep.payload.word.eq(self.word), sparse.high.eq(self.weights[t]),
@@ -253,4 +258,9 @@ class Cell(wiring.Component):
                            family=config.family)
         with m.If(self.plane_valid):
             m.d.sync += dense.eq(total)
+        if config.late_steps:   # until the sparse part of the column comes, with the next one
+            before = Signal.like(dense, name=f"before_{t}")
+            with m.If(self.plane_valid & self.plane_first):
+                m.d.sync += before.eq(dense)
+            dense = before
         return dense, sparse.o

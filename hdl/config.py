@@ -40,8 +40,11 @@ HIGH_MAX, HIGH_BITS = 127, 8
 """Largest magnitude of a high weight of ``sq``, an int8, and its bits."""
 EXPONENT_BITS, LOW_SHIFT = 3, 4
 """A high step of ``sq`` is ``2**(exponent - LOW_SHIFT)`` low steps."""
-TOKEN_SIDE = {"activation_bits": 16, "zero_points": False, "high_lanes": 0, "turns": 1}
+TOKEN_SIDE = {"activation_bits": 16, "zero_points": False, "high_lanes": 0, "sentinels": False,
+              "turns": 1}
 """What an engine of ``sq`` has for two precisions of activations instead of weights."""
+SENTINEL_BEATS = 4
+"""Beats that a column has at most where places are found from sentinels."""
 PARAMETER_BITS = 72
 """Re-quantisation parameters of an output column."""
 ISA_VERSION = 1
@@ -100,6 +103,9 @@ class EngineConfig:
     high_lanes : int
         ``sq``: high weights of a bank that are multiplied per cell and cycle: 1, 2, 4, 8, 16 or
         32; else, and with int16 activations, 0.
+    sentinels : bool
+        ``sq``: whether the places of high weights are found from the sentinels among the low
+        ones, for one or two `high_lanes`; else each comes with its place, a longer stream.
     turns : int
         ``sq``: banks that take turns at a scaler, 1, 2 or 4: a column takes at least as many
         beats.  At most the banks of a beat, whatever is given; else 1.
@@ -134,6 +140,7 @@ class EngineConfig:
     zero_points: bool = True
     bank: int = 0
     high_lanes: int = 0
+    sentinels: bool = False
     turns: int = 1
     scaler_dsps: int = 2
     n_tile: int = 1024
@@ -161,14 +168,17 @@ class EngineConfig:
             "sq": dict(v=(4,), b=(4,), activation_bits=(8, 16), bank=(32, 64, 128)) | (
                 dict(builders=(2, 4, 8), zero_points=(False,)) if self.activation_bits == 16 else
                 dict(builders=(2, 4), zero_points=(True,), high_lanes=(1, 2, 4, 8, 16, 32),
-                     turns=(1, 2, 4)))}[self.format]
+                     sentinels=(False, True), turns=(1, 2, 4)))}[self.format]
         for name in ("v", "b"):
             legal(name, of_format[name])
         legal("lanes", (16, 32, 64, 128, 256))
         legal("rows", (1, 2, 4, 8, 16))
         legal("columns", (1, 2, 4))
-        for name, none in (("bank", 0), ("high_lanes", 0), ("turns", 1)):
+        for name, none in (("bank", 0), ("high_lanes", 0), ("sentinels", False), ("turns", 1)):
             legal(name, of_format.get(name, (none,)))
+        if self.sentinels and self.high_lanes > 2:
+            raise ConfigError("high_lanes must be 1 or 2 where places are found from sentinels, "
+                              f"not {self.high_lanes}; use sentinels=False")
         if self.bank:
             if self.bank > self.tile_k:
                 raise ConfigError(f"bank must be at most {self.tile_k}, the weights of "
@@ -345,7 +355,29 @@ class EngineConfig:
     @property
     def bank_bits(self):
         """``sq``: bits of a bank in a beat's sideband."""
-        return self.part_bits + self.high_lanes * (HIGH_BITS + self.place_bits)
+        place = 0 if self.sentinels else self.place_bits
+        return self.part_bits + self.high_lanes * (self.high_bits + place)
+
+    @property
+    def high_bits(self):
+        """``sq``: bits of a high weight in a beat.  Without its place it comes less what its
+        sentinel counts for among the low ones, which takes one more."""
+        return HIGH_BITS + self.sentinels
+
+    @property
+    def high_weight_max(self):
+        """``sq``: largest magnitude of a high weight in a beat."""
+        return HIGH_MAX + (LOW_MAX << LOW_SHIFT if self.sentinels else 0)
+
+    @property
+    def column_beats_max(self):
+        """``sq``: beats that a column has at most."""
+        return SENTINEL_BEATS if self.sentinels else MAX_PLANES
+
+    @property
+    def late_steps(self):
+        """``sq``: column steps that all that belongs to high weights comes after the codes."""
+        return int(self.sentinels)
 
     @property
     def side_words(self):
@@ -393,7 +425,7 @@ class EngineConfig:
     @property
     def high_max(self):
         """``sq``: largest sum of products of a bank's high weights, before its exponent."""
-        return (min(self.bank, self.high_lanes * self.planes_max) * HIGH_MAX
+        return (min(self.bank, self.high_lanes * self.column_beats_max) * self.high_weight_max
                 * ACTIVATION_MAX)
 
     @property
@@ -661,7 +693,7 @@ class DeviceConfig:
             "FORMAT": FORMATS.index(e.format) | FAMILIES.index(e.family) << 4
             | (e.activation_bits == 16) << 8 | e.zero_points << 9 | e.epilogue << 10
             | e.counters << 11 | e.v << 12 | e.b << 16 | e.high_lanes << 20
-            | (e.turns if e.sparse else 0) << 26,
+            | (e.turns if e.sparse else 0) << 26 | e.sentinels << 29,
             "ARRAY": e.lanes | e.rows << 9 | e.columns << 14 | e.scale_points << 17
             | e.builders << 24,
             "BUFFERS": (e.n_tile.bit_length() - 1) | (e.activation_bytes.bit_length() - 1) << 5
@@ -680,7 +712,7 @@ def engine_of(identity):
     return EngineConfig(
         format=FORMATS[form & 15], family=FAMILIES[form >> 4 & 15], v=form >> 12 & 15,
         b=form >> 16 & 15, high_lanes=form >> 20 & 63,
-        turns=max(1, form >> 26 & 7),
+        turns=max(1, form >> 26 & 7), sentinels=bool(form >> 29 & 1),
         bank=(array & 511) * 4 // (array >> 17 & 127) if FORMATS[form & 15] == "sq" else 0,
         activation_bits=16 if form >> 8 & 1 else 8, zero_points=bool(form >> 9 & 1),
         epilogue=bool(form >> 10 & 1), counters=bool(form >> 11 & 1),

@@ -170,10 +170,11 @@ class Control(wiring.Component):
                 m.d.sync += short.eq(~(count[high:].any() | count[:high].all()))
                 wrong[opcode].append(short)
         if config.sparse:       # a column's beats bring its scale, and are the turns of its banks
-            fields, few = FIELDS[Opcode.LMMA], Signal()
-            planes = word[fields["planes"].offset:][:fields["planes"].width]
-            m.d.sync += few.eq(planes < config.column_beats - 1)
-            wrong[Opcode.LMMA].append(few)
+            fields, other = FIELDS[Opcode.LMMA], Signal()
+            planes = word[fields["planes"].offset:][:fields["planes"].width]    # minus one
+            m.d.sync += other.eq((planes < config.column_beats - 1)
+                                 | (planes >= config.column_beats_max))
+            wrong[Opcode.LMMA].append(other)
         if config.encodes and config.bank:      # stored minus one
             fields, none = FIELDS[Opcode.TOPK], Signal()
             m.d.sync += none.eq(~word[fields["low"].offset:][:fields["low"].width].any())

@@ -28,6 +28,7 @@ from hdl.prepare import Prepare
 from hdl.registers import COUNTERS, Error
 from hdl.requests import GatherRequests
 from hdl.rows import Rows, array_input
+from hdl.sentinels import Sentinels
 from hdl.store import Store, spacing
 from hdl.tables import complemented, sections
 from hdl.telemetry import Telemetry
@@ -164,6 +165,14 @@ class Core(wiring.Component):
             parameters.eq(gather_take & (flags.kind == Kind.PARAMETERS))]
         is_codes = gathered & (what.kind == Kind.CODES)
         ends_tile = gathered & what.pass_end
+        # Where high weights are a step behind, a K tile's first step completes no column.
+        completes = Signal(init=1)
+        if config.late_steps:
+            with m.If(gathered & what.pass_start):
+                m.d.sync += completes.eq(0)
+            with m.Elif(is_codes & what.last_plane):
+                m.d.sync += completes.eq(1)
+        ends_column = what.last_plane & completes
         m.d.comb += [
             control.i_beat.valid.eq(fetched), control.i_beat.payload.eq(codes[:INSTRUCTION_BITS]),
             prepare.i_beat.payload.centroids.eq(codes[:config.centroid_bits]),
@@ -191,10 +200,17 @@ class Core(wiring.Component):
         drive = Signal(array_input(config))
         m.d.comb += [
             drive.codes.eq(codes), drive.side.eq(side), drive.flags.eq(what),
+            drive.flags.last_plane.eq(ends_column),
             drive.gather.eq(gathered), drive.places.eq(prepare.places),
             drive.slot.eq(prepare.slot), drive.walk.eq(prepare.walk)]
         if config.encodes:
             m.d.comb += drive["values"].eq(encoder.values)
+        if config.sentinels:
+            m.submodules.sentinels = sentinels = Sentinels(config)
+            m.d.comb += [
+                sentinels.codes.eq(codes), sentinels.valid.eq(is_codes),
+                sentinels.first.eq(what.first_plane), sentinels.last.eq(what.last_plane),
+                drive.high_places.eq(sentinels.places)]
         # The bank in a register for each section of tables.  Equal ones would be merged: each is
         # of another kind, by its reset or as a complement.
         m.d.comb += drive.banks[0].eq(what.bank)
@@ -207,14 +223,15 @@ class Core(wiring.Component):
             m.submodules.parameters = queue = ParameterQueue(config)
             # With a column's first plane; with the first turn of banks, after its last.
             early = timing.column - queue.LATENCY - (config.turns - 1)
-            joins = what.last_plane if config.sparse else what.first_plane
+            joins = ends_column if config.sparse else what.first_plane
             first = delay(m, is_codes & joins & what.last, early - 1,
                           name="first", resettable=True)
             read = delay(m, first & store.int8, 1, name="read", resettable=True)
-            column = delay(m, is_codes & what.last_plane, timing.column, name="column",
+            column = delay(m, is_codes & ends_column, timing.column, name="column",
                            resettable=True)
             m.d.comb += [
-                queue.write.eq(delay(m, parameters, 1, name="parameters", resettable=True)),
+                queue.write.eq(delay(m, parameters & completes, 1, name="parameters",
+                                     resettable=True)),
                 queue.restart.eq(store.sink_ready),
                 *(queue.data[c].eq(delay(
                     m, codes[c * config.column_code_bits:][:PARAMETER_BITS], 1, name="to_queue"))

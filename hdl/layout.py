@@ -3,7 +3,7 @@
 Light by design: plain Python integers and lists.
 """
 
-from hdl.config import BLOCK, HIGH_BITS, SCALE_BITS
+from hdl.config import BLOCK, SCALE_BITS
 
 __all__ = [
     "COARSE_STEP",
@@ -98,13 +98,13 @@ def bank_fields(config):
     banks : dict
         Offset of each ``(column, point)``; a bank starts with part of its scale and exponent.
     lanes : list of (int, int)
-        Offsets, from there, of each high lane's weight and place.
+        Offsets, from there, of each high lane's weight and place, if it has one.
     """
     banks = {(c, t): (c * config.scale_points + t) * config.bank_bits
              for c in range(config.columns) for t in range(config.scale_points)}
-    lane = HIGH_BITS + config.place_bits
+    lane = (config.bank_bits - config.part_bits) // config.high_lanes
     starts = [config.part_bits + i * lane for i in range(config.high_lanes)]
-    return banks, [(start, start + HIGH_BITS) for start in starts]
+    return banks, [(start, start + config.high_bits) for start in starts]
 
 
 def side_fields(config):

@@ -75,7 +75,8 @@ REGISTERS = {r.name: r for r in (
     Register("FORMAT", 0x0C, "r", "[3:0] format (0 bitserial, 1 psumbook, 2 kmeans, 3 sq), [7:4] "
                                   "family (0 portable, 1 ecp5, 2 xilinx7), [8] int16 activations, "
                                   "[9] zero points, [10] epilogue, [11] counters, [15:12] v, "
-                                  "[19:16] b; sq: [25:20] high lanes, [28:26] turns"),
+                                  "[19:16] b; sq: [25:20] high lanes, [28:26] turns, "
+                                  "[29] sentinels"),
     Register("ARRAY", 0x10, "r", "[8:0] lanes, [13:9] rows, [16:14] columns, [23:17] scale points, "
                                  "[28:24] builders"),
     Register("BUFFERS", 0x14, "r", "[4:0] log2 of the accumulators' columns, [9:5] log2 of the "

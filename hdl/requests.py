@@ -92,7 +92,9 @@ class GatherRequests(wiring.Component):
             m.d.sync += [
                 plane.eq(Mux(last_plane, 0, plane + 1)), first_plane.eq(last_plane),
                 last_plane.eq(Mux(last_plane, 0, plane + 1) == job.planes)]
-        last_column = count_down(m, len(job.columns), load=fresh, value=job.columns,
+        # High weights may be a column step behind the codes: one more for the last.
+        late = self.config.late_steps
+        last_column = count_down(m, len(job.columns) + late, load=fresh, value=job.columns + late,
                                  step=column_step, family=family, name="column")
         last_tile = count_down(m, len(job.tiles), load=prime, value=job.tiles, step=tile_step,
                                family=family, name="tile")

@@ -16,6 +16,7 @@ from hdl.config import EXPONENT_BITS, SCALE_BITS, TOKEN_BEAT
 from hdl.parts import WordRAM, delay
 from hdl.prepare import places, slot_bits
 from hdl.scaled_banks import exponent_cycle, scalers
+from hdl.sentinels import high_places
 from hdl.signed_sums import SignedSumBuilder
 from hdl.sparse import kept_bits
 from hdl.tables import Tables, sections
@@ -32,12 +33,14 @@ def array_input(config):
     names (one-hot; zero: none).  A beat of a ``kmeans`` token is in ``values`` instead, when
     ``places`` is set.  ``walk`` is a step of building tables (:func:`hdl.walk.walk`),
     ``biases`` what is added to the first plane of the column that is at cycle ``column`` of
-    :class:`~hdl.cell.Timing`.  ``banks`` is the flag ``bank`` for each section of tables, see
+    :class:`~hdl.cell.Timing`, ``high_places`` where the high weights lie of the beat at cycle
+    ``high``, if they come without.  ``banks`` is the flag ``bank`` for each section of tables, see
     :class:`hdl.tables.Tables`.
     """
     return data.StructLayout({
         "codes": config.code_bits, "side": config.side_bits, "flags": Flags, "gather": 1,
         "banks": sections(config),
+        "high_places": high_places(config),
         "places": places(config), "slot": slot_bits(config),
         "values": config.value_bits * TOKEN_BEAT * config.encodes,
         "walk": walk(config),
@@ -199,9 +202,10 @@ class Rows(wiring.Component):
         self.later_turn = delay(m, self.turn, timing.parts - 1, name="turn")
 
     def _bank_sides(self, m, c, timing, trail):
-        """Of a column's banks: high weights at cycle 0, exponents and scales of each turn."""
+        """Of a column's banks: high weights, exponents and scales of each turn."""
         config, turns = self.config, self.config.turns
         sides = bank_sides(config, self.i.side, c)
+        high = self._high_weights(m, c, timing, [high for _, high in sides])
         whole = []
         for t, (part, _) in enumerate(sides):
             # Complete after a column's last beat: the lowest part came first.
@@ -223,7 +227,18 @@ class Rows(wiring.Component):
                          name=f"exponent_{c}_{s}")
             exponents.append(mine[SCALE_BITS:SCALE_BITS + EXPONENT_BITS])
             scales.append(delay(m, mine[:SCALE_BITS], 2, name=f"scale_{c}_{s}"))
-        return [high for _, high in sides], exponents, scales
+        return high, exponents, scales
+
+    def _high_weights(self, m, c, timing, given):
+        """High weights of each bank of a column, with their places, at cycle ``high``."""
+        config = self.config
+        if not config.sentinels:
+            return given
+        given = delay(m, Cat(*given), timing.high, name=f"high_{c}")
+        return [Cat(Cat(given.word_select(n, config.high_bits),
+                        self.i.high_places[c * config.scale_points * config.high_lanes + n])
+                    for n in range(t * config.high_lanes, (t + 1) * config.high_lanes))
+                for t in range(config.scale_points)]
 
     def _bank_inputs(self, cell, timing, trail, kinds, sides, word):
         """Assignments to the inputs of a cell that has banks."""
@@ -235,7 +250,7 @@ class Rows(wiring.Component):
         return [
             cell.keep.eq(Cat(walk.keep & (walk.kept[split:] == t) for t in points)),
             cell.kept.eq(Cat(walk.kept[:split], walk.bank)), cell.word.eq(word),
-            cell.table_bank.eq(self.i.flags.bank), cell.weights.as_value().eq(Cat(*weights)),
+            cell.table_bank.eq(kinds[timing.high].bank), cell.weights.as_value().eq(Cat(*weights)),
             cell.plane_valid.eq(trail[here].codes), cell.plane_first.eq(kinds[here].first_plane),
             # The zero point's highest plane counts minus, the others plus.
             cell.zero_signs.eq(highest.replicate(len(points))),

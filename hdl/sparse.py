@@ -12,7 +12,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hdl.beat import Flow
-from hdl.config import ACTIVATION_MAX, HIGH_BITS, HIGH_MAX, bits_for
+from hdl.config import ACTIVATION_MAX, bits_for
 from hdl.parts import Multiplier, WordRAM, add_select, delay
 from hdl.tree import Tree, tree_levels
 
@@ -32,7 +32,7 @@ def sparse_latency(config):
 def high_weights(config):
     """High weights of a bank in a beat: of each lane the weight and where its activation lies."""
     return data.ArrayLayout(data.StructLayout({
-        "weight": signed(HIGH_BITS), "place": config.place_bits}), config.high_lanes)
+        "weight": signed(config.high_bits), "place": config.place_bits}), config.high_lanes)
 
 
 class Sparse(wiring.Component):
@@ -52,7 +52,7 @@ class Sparse(wiring.Component):
     keep : In(Flow of {address, word})
         Activations of the bank, one for each builder, for the RAM of each lane.
     high : In(high_weights)
-        The stream register; unused lanes have a weight of 0.
+        Of a beat; unused lanes have a weight of 0.
     table_bank : In(1)
         From which half of the RAMs.
     codes, first : In(1)
@@ -74,13 +74,13 @@ class Sparse(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, family = self.config, self.config.family
-        bound = HIGH_MAX * ACTIVATION_MAX
+        bound = config.high_weight_max * ACTIVATION_MAX
         m.submodules.tree = tree = Tree([bound] * config.high_lanes, family)
         for i in range(config.high_lanes):
             m.submodules[f"activations_{i}"] = ram = WordRAM(
                 2 << kept_bits(config), family, parts=config.builders)
             m.submodules[f"multiplier_{i}"] = multiplier = Multiplier(
-                bits_for(ACTIVATION_MAX), HIGH_BITS, family)
+                bits_for(ACTIVATION_MAX), config.high_bits, family)
             m.d.comb += [
                 ram.write_address.eq(self.keep.payload.address),
                 ram.write_data.eq(self.keep.payload.word), ram.write_enable.eq(self.keep.valid),

@@ -149,7 +149,8 @@ def matmul_program(config: EngineConfig, layer: LayerCode, groups, *, passes=1,
                     "LMMA", first=index == 0, last=last, zero=layer.zero,
                     high=passes == 2 and p == 0, requant=layer.requant, planes=layer.planes,
                     tiles=tiles * layer.codebooks, columns=steps,
-                    address=address + k * layer.codebooks * (k_beats + steps * layer.planes))
+                    address=address + k * layer.codebooks * (
+                        k_beats + (steps + config.late_steps) * layer.planes))
                 # The queues hold one instruction each: what starts first comes first.
                 split = 1 + [i.opcode for i in prepare].index(Opcode.BUILD)
                 program += prepare[:split]

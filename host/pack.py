@@ -3,7 +3,9 @@
 An image is ``[N tile][K tile][codebook][column step][plane, most significant first]``, one beat
 each.  Where the matrix has zero points, each K tile starts with two beats whose codes are all plus
 and all minus: they make the array sum its activations.  Where it has codebooks, the image starts
-with them, and with the activations' codebook of a kmeans matrix.
+with them, and with the activations' codebook of a kmeans matrix.  Where an engine finds the places
+of high weights from sentinels, all but the codes is a column step behind them, and there is a step
+more.
 """
 
 import hashlib
@@ -14,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from hdl.config import HIGH_BITS, MAX_DIM, MIN_COLUMNS, SCALE_BITS, EngineConfig
+from hdl.config import LOW_SHIFT, MAX_DIM, MIN_COLUMNS, SCALE_BITS, EngineConfig
 from hdl.isa import Buffer
 from hdl.layout import PARAMETER_FIELDS, bank_fields, bank_places, lane_positions, side_fields
 from hdl.token_units import BOUNDARY_BITS, CENTROID_BITS, GAIN_WORD, NEVER
@@ -120,13 +122,19 @@ def column_beats(q, config):
         return q.planes
     # As many as bring the high weights and let the banks take turns; low weights are extended by
     # their signs.
-    return max(q.planes, -(-q.config.high_count // config.high_lanes), config.column_beats)
+    beats = max(q.planes, -(-q.config.high_count // config.high_lanes), config.column_beats)
+    if not config.sentinels:
+        return beats
+    # What a sentinel counts for must be a whole number of every high step.
+    finest = int(q.exponents.max()) - LOW_SHIFT + 1
+    return max(beats, finest)
 
 
 def _low_codes(q, rows, padded, positions, config):
-    """Low weights of an sq matrix, none where one is high: as :func:`_plane_codes`."""
+    """Low weights of an sq matrix, where one is high none or a sentinel: as :func:`_plane_codes`.
+    """
     count = column_beats(q, config)
-    low = np.where(q.mask[rows], 0, q.low[rows])
+    low = np.where(q.mask[rows], -2**(count - 1) if config.sentinels else 0, q.low[rows])
     codes = np.full((len(rows), padded), 2**(count - 1), np.uint8)
     codes[:, :low.shape[1]] = low.astype(np.int16) + 2**(count - 1)
     return _as_planes(codes, count, config)
@@ -204,13 +212,22 @@ def _bank_sides(q, rows, k_tiles, planes, config):
     offsets = np.nonzero(q.mask[rows].reshape(-1, size))[1].reshape(len(rows), banks, count)
     # Of each bank of a tile: blocks in block RAM have another order.
     within = np.array(bank_places(config)).reshape(points, size)
-    places = tiled(within[(np.arange(banks) % points)[None, :, None], offsets])
-    weights = tiled(q.high[rows])
-    for i in range(count):
-        plane, lane = divmod(i, lanes)
+    places = within[(np.arange(banks) % points)[None, :, None], offsets]
+    weights = q.high[rows].astype(np.int64)
+    order = [divmod(i, lanes) for i in range(count)]
+    if config.sentinels:
+        # As they are found, and less what the sentinels count for.
+        by_place = np.argsort(places, axis=-1)
+        weights = np.take_along_axis(weights, by_place, -1)
+        weights += 2**(planes - 1 + LOW_SHIFT) >> q.exponents[rows].astype(np.int64)[..., None]
+        half = -(-count // lanes)
+        order = [(i, 0) if i < half else (count - 1 - i, 1) for i in range(count)]
+    places, weights = tiled(places), tiled(weights)
+    for i, (plane, lane) in enumerate(order):
         weight_at, place_at = bank_fields(config)[1][lane]
-        put(weight_at, HIGH_BITS, weights[..., i], plane)
-        put(place_at, config.place_bits, places[..., i], plane)
+        put(weight_at, config.high_bits, weights[..., i], plane)
+        if not config.sentinels:
+            put(place_at, config.place_bits, places[..., i], plane)
     return bits
 
 
@@ -284,6 +301,11 @@ def pack(q, config: EngineConfig, parameters=None, order=None, tables=None):
     """
     if wrong := unmet(config, shared_needs([q.needs(q.token_bits)])):
         raise ConfigError(f"an engine for this matrix must have {wrong[1]}, not {wrong[0]}")
+    if config.sentinels and q.config.high_count > config.column_beats_max * config.high_lanes:
+        raise ConfigError(
+            f"an engine that finds places from sentinels takes at most {config.column_beats_max} "
+            f"beats for a column, and {q.config.high_count} high weights of a bank need more on "
+            f"high_lanes={config.high_lanes}; use high_lanes=2 or sentinels=False")
     N, K = q.shape
     if N > MAX_DIM or K > MAX_DIM:
         raise CapacityError(f"N and K must be at most {MAX_DIM}, not {N} and {K}")
@@ -347,13 +369,17 @@ def pack(q, config: EngineConfig, parameters=None, order=None, tables=None):
             banks[:, :n] = _bank_sides(q, order[start:start + n], k_tiles, planes, config)
             side = banks.reshape(k_tiles, steps, C, planes, -1).transpose(0, 1, 3, 2, 4).reshape(
                 side.shape)
+        if late := config.late_steps:
+            code = np.pad(code, ((0, 0), (0, 0), (0, late), (0, 0), (0, 0)))
+            side = np.pad(side, ((0, 0), (late, 0), (0, 0), (0, 0)))
         tiles.append((beats, steps))
         for k, c in np.ndindex(k_tiles, codebooks):
             tile_data, tile_side = code[k, c], side[k]
             if parameters is not None and (k, c) == (k_tiles - 1, codebooks - 1):
                 extra = _parameter_beats(parameters, start, n, steps, config)
+                extra = np.pad(extra, ((late, 0), (0, 0)))
                 tile_data = np.concatenate([extra[:, None], tile_data], axis=1)
-                blank = np.zeros((steps, 1, config.side_bits), np.uint8)
+                blank = np.zeros((steps + late, 1, config.side_bits), np.uint8)
                 tile_side = np.concatenate([blank, tile_side], axis=1)
             tile_data = _bytes(tile_data, config.beat_bytes)
             tile_side = tile_side.reshape(len(tile_data), config.side_bits)
@@ -369,7 +395,7 @@ def pack(q, config: EngineConfig, parameters=None, order=None, tables=None):
     padded_side = np.zeros((beats, 32 * config.side_words), np.uint8)
     padded_side[:, :config.side_bits] = np.concatenate(side_parts)
     side = np.packbits(padded_side, axis=1, bitorder="little").view("<u4")
-    total_steps = sum(steps for _, steps in tiles)
+    total_steps = sum(steps + config.late_steps for _, steps in tiles)
     return Image(data=np.concatenate(data_parts), side=side, tiles=tiles, k_tiles=k_tiles,
                  planes=planes, codebooks=codebooks,
                  books=[(buffer, len(book)) for buffer, book in books],

@@ -73,9 +73,10 @@ def one_pass(engine: EngineConfig, shape, *, group_size, planes=1, codebooks=1, 
     tiles, cycles, beats = [], 0, 0
     for start in range(0, N, width):
         steps = max(-(-min(width, N - start) // engine.columns), MIN_COLUMNS)
-        tile = steps * planes + sums
+        late = engine.late_steps * planes
+        tile = steps * planes + late + sums
         # In the last K tile columns are as far apart as the store stage writes them.
-        last = steps * max(planes, engine.store_beats) + sums
+        last = steps * max(planes, engine.store_beats) + late + sums
         tiles.append(tile)
         cycles += (k_tiles - 1) * tile + last
         beats += k_tiles * tile

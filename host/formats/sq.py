@@ -10,7 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hdl.config import EXPONENT_BITS, HIGH_BITS, HIGH_MAX, LOW_SHIFT, MAX_PLANES
+from hdl.config import (
+    EXPONENT_BITS,
+    HIGH_BITS,
+    HIGH_MAX,
+    LOW_SHIFT,
+    MAX_PLANES,
+    SENTINEL_BEATS,
+)
 from host.errors import ArgumentError, ArgumentTypeError, ConfigError
 from host.formats.common import (
     array_of,
@@ -367,7 +374,8 @@ class SQMatrix(QuantizedMatrix):
         # On an engine with more turns than planes a column takes more beats.
         turns = sorted((1, 2, 4), key=lambda turns: (turns > self.planes, -turns))
         return {"bank": self.config.bank, "activation_bits": 8, "zero_points": True,
-                "high_lanes": tuple(enough), "turns": tuple(turns)}
+                "high_lanes": tuple(enough), "turns": tuple(turns),
+                "sentinels": (False, True)[:1 + (self.config.high_count <= 2 * SENTINEL_BEATS)]}
 
     @property
     def planes(self):

@@ -24,6 +24,9 @@ DEVICES = {
     # Banks of one tile that lie in their RAMs in different orders.
     "some block RAM": f"sim:?format=sq&bank=32&high_lanes=4&turns=4&lanes=32&builders=2"
                       f"&block_ram_blocks=1{SMALL}",
+    "sentinels": f"sim:?format=sq&bank=64&high_lanes=2&turns=4&lanes=64&rows=2&sentinels=1{SMALL}",
+    "sentinels, two columns": f"sim:?format=sq&bank=32&high_lanes=1&turns=2&lanes=32&columns=2"
+                              f"&builders=2&block_ram_blocks=1&sentinels=1{SMALL}",
     # Banks that the sparse part is ahead of.
     "block RAM": f"sim:?format=sq&bank=128&high_lanes=8&lanes=32&block_ram_blocks=4{SMALL}",
 }
@@ -37,7 +40,7 @@ def device(request):
 
 def fields(rng, engine):
     """A configuration that an engine can run."""
-    most = min(engine.bank // 2, 8 * engine.high_lanes)
+    most = min(engine.bank // 2, engine.column_beats_max * engine.high_lanes)
     count = int(rng.choice([1, most, rng.integers(1, most + 1)]))
     return {"bank": engine.bank, "sparsity": 1 - count / engine.bank,
             "low": int(rng.integers(2, 5)), "storage": str(rng.choice(["sentinel", "mask"]))}
@@ -64,7 +67,7 @@ def test_random_products(device, seed):
 def test_largest_sums(device):
     """Every product at its largest: no width is too small."""
     engine = device.engine
-    count = min(engine.bank // 2, 8 * engine.high_lanes)
+    count = min(engine.bank // 2, engine.column_beats_max * engine.high_lanes)
     config = SQ(bank=engine.bank, sparsity=1 - count / engine.bank)
     K = 4 * engine.tile_k
     banks = config.banks(K)
@@ -122,13 +125,13 @@ def test_cycles_are_those_of_the_model(device):
         assert layer.stats["peak_macs_per_cycle"] == engine.tile_k * engine.cells / 2
 
 
-def test_columns_too_short_for_their_scales_are_refused(device):
-    least = device.engine.column_beats
+def test_columns_of_too_few_or_too_many_beats_are_refused(device):
+    legal = range(device.engine.column_beats, device.engine.column_beats_max + 1)
     for planes in range(1, 9):
         program = [Instruction.make("LMMA", planes=planes, columns=8)]
         # Those that can be wait for tables that nobody builds.
         with pytest.raises(host.ProgramError,
-                           match="BAD_FIELD" if planes < least else "DEADLOCK"):
+                           match="DEADLOCK" if planes in legal else "BAD_FIELD"):
             device.run(program)
 
 
@@ -154,6 +157,57 @@ def test_more_high_weights_than_beats_bring():
             device.load(q)
 
 
+def test_every_place_is_found_from_sentinels():
+    """High weights in one byte, in eight, at both ends: wherever they lie."""
+    rng = np.random.default_rng(SEED)
+    masks = [range(8), range(56, 64), range(0, 64, 8), range(7, 64, 8), [0, *range(56, 63)],
+             [0, 1, 2, 3, 60, 61, 62, 63], [7, 8, 15, 16, 23, 24, 31, 32]]
+    masks += [rng.choice(64, 8, replace=False) for _ in range(200)]
+    N, banks = len(masks), 5
+    low = rng.integers(-7, 8, (N, banks * 64))
+    mask = np.zeros((N, banks, 64), bool)
+    for t in range(banks):
+        for row, places in enumerate(masks):
+            mask[(row + 3 * t) % N, t, list(places)] = True
+    q = host.from_codes(
+        "sq", low=low, mask=mask.reshape(N, -1), high=rng.integers(-127, 128, (N, banks, 8)),
+        scales=rng.random((N, banks)) + 0.1, exponents=rng.integers(-4, 4, (N, banks)), bank=64,
+        sparsity=0.875)
+    x = rng.integers(-127, 128, (3, banks * 64))
+    with host.open(DEVICES["sentinels"]) as device:
+        layer = device.load(q)
+        for seed in range(3):
+            device.transport.model.stalls(seed, 100 * seed, 0)
+            assert np.array_equal(layer.integers(x), sim.golden.integers(q, x))
+
+
+def test_more_sentinels_than_beats_find():
+    with host.open(DEVICES["sentinels"]) as device:
+        q = random_matrix(np.random.default_rng(0), 8, 16, bank=64, sparsity=0.75)
+        with pytest.raises(host.DeviceError, match=r"sentinels=True; .* need sentinels=False"):
+            device.load(q)
+    with host.open(DEVICES["sentinels, two columns"]) as device:
+        q = random_matrix(np.random.default_rng(0), 8, 16, bank=32, sparsity=0.75)
+        with pytest.raises(host.ConfigError, match=r"at most 4 beats .* 8 .* high_lanes=2 or sent"):
+            device.load(q)
+        layer = device.load(random_matrix(np.random.default_rng(0), 8, 16, bank=32))
+        assert layer.integers(np.zeros((1, 16), int)).shape == (1, 8)
+
+
+def test_steps_that_sentinels_do_not_divide_take_more_beats():
+    """A sentinel of two bits counts for a quarter of the largest high step."""
+    engine = EngineConfig(format="sq", bank=64, high_lanes=1, lanes=64, sentinels=True,
+                          activation_bits=8)
+    low = np.zeros((8, 64), int)
+    low[:, 5] = -2
+    for exponent, beats in ((-4, 2), (1, 2), (2, 3), (3, 4)):
+        q = host.from_codes("sq", low=low, high=np.full((8, 1, 1), 99), scales=np.ones((8, 1)),
+                            exponents=np.full((8, 1), exponent), bank=64, sparsity=1 - 1 / 64,
+                            low_bits=2)
+        assert pack(q, engine).planes == beats
+        assert pack(q, engine.replace(sentinels=False)).planes == 2
+
+
 def test_any_format_becomes_it_and_it_any_other():
     rng = np.random.default_rng(0)
     with host.open(f"sim:?lanes=32{SMALL}") as device:
@@ -170,6 +224,8 @@ def test_any_format_becomes_it_and_it_any_other():
     ({"builders": 8}, "builders must be one of 2, 4"),
     ({"activation_bits": 16}, "high_lanes must be one of 0, not 2"),
     ({"zero_points": False}, "zero_points must be one of True"),
+    ({"sentinels": 1}, "sentinels must be one of False, True, not 1"),
+    ({"sentinels": True, "high_lanes": 4}, "high_lanes must be 1 or 2 where places are found"),
     ({"bank": 128, "lanes": 16, "columns": 2, "epilogue": False}, "bank must be at most 64"),
 ])
 def test_engines_that_cannot_be(fields, message):
@@ -180,7 +236,7 @@ def test_engines_that_cannot_be(fields, message):
         EngineConfig(**{**legal, **fields})
 
 
-@pytest.mark.parametrize("fields", [{"bank": 64}, {"high_lanes": 2}])
+@pytest.mark.parametrize("fields", [{"bank": 64}, {"high_lanes": 2}, {"sentinels": True}])
 def test_banks_are_of_sq_alone(fields):
-    with pytest.raises(host.ConfigError, match="must be one of 0"):
+    with pytest.raises(host.ConfigError, match=r"must be one of (0|False)"):
         EngineConfig(**fields)
