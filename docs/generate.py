@@ -234,8 +234,9 @@ def _sq_engine(parameters):
     """Rows and lanes of an sq engine, from its parameters."""
     given = dict(item.split("=") for item in parameters.split(", "))
     size = f"{given['lanes']} lanes x {given['rows']}"
-    return size if given["high_lanes"] == "0" else \
-        f"{size}, {given['high_lanes']} high, {given['turns']} turns"
+    if given["high_lanes"] != "0":
+        size += f", {given['high_lanes']} high, {given['turns']} turns"
+    return size + ", sentinels" * (given.get("sentinels") == "1")
 
 
 def sq_utilization_table():
@@ -243,7 +244,7 @@ def sq_utilization_table():
     return _table(["side", "parameters", "M x N x K", "engine", "cycles", "utilisation",
                    "at least"],
                   [[r["side"], r["parameters_of"], f"{r['M']} x {r['N']} x {r['K']}",
-                    _sq_engine(r["parameters"]),
+                    _sq_engine(r["parameters"]) + ", DDR3" * ("ddr3" in r["engine"]),
                     f"{r['cycles']:,}", f"{r['utilization']:.3f}",
                     "" if r["limit"] is None else f"{r['limit']}{_verdict(r)}"]
                    for r in _bench("sq-utilization")])
@@ -316,11 +317,14 @@ def sq_dense_table():
 def sq_sweep_table():
     """Markdown of the Pareto front of the sq sweep."""
     return _table(["b", "s", "low", "storage", "stored bits", "the paper's", "error", "cycles",
-                   "MACs per cycle", "high lanes", "bits of the image", "COMB", "EBR", "DSP"],
+                   "MACs per cycle", "high lanes", "bits of the image", "COMB", "EBR", "DSP",
+                   "image with sentinels", "COMB"],
                   [[r["b"], "" if r["s"] is None else r["s"], r["low"], r["storage"],
                     f"{r['bits']:.3f}", r["paper_bits"] or "", r["error"], f"{r['cycles']:,}",
                     r["macs_per_cycle"], r["high_lanes"],
-                    f"{r['image_bits']:.2f}", f"{r['comb']:,}", r["ebr"], r["dsp"]]
+                    f"{r['image_bits']:.2f}", f"{r['comb']:,}", r["ebr"], r["dsp"],
+                    *(["", ""] if r["sentinels_comb"] is None else [
+                        f"{r['sentinels_image_bits']:.2f}", f"{r['sentinels_comb']:,}"])]
                    for r in _bench("sq-sweep") if r["pareto"]])
 
 

@@ -165,14 +165,14 @@ class Core(wiring.Component):
             parameters.eq(gather_take & (flags.kind == Kind.PARAMETERS))]
         is_codes = gathered & (what.kind == Kind.CODES)
         ends_tile = gathered & what.pass_end
-        # Where high weights are a step behind, a K tile's first step completes no column.
-        completes = Signal(init=1)
-        if config.late_steps:
+        ends_column, has_parameters = what.last_plane, parameters
+        if config.late_steps:   # a K tile's first step completes no column
+            completes = Signal()
             with m.If(gathered & what.pass_start):
                 m.d.sync += completes.eq(0)
             with m.Elif(is_codes & what.last_plane):
                 m.d.sync += completes.eq(1)
-        ends_column = what.last_plane & completes
+            ends_column, has_parameters = ends_column & completes, parameters & completes
         m.d.comb += [
             control.i_beat.valid.eq(fetched), control.i_beat.payload.eq(codes[:INSTRUCTION_BITS]),
             prepare.i_beat.payload.centroids.eq(codes[:config.centroid_bits]),
@@ -200,17 +200,17 @@ class Core(wiring.Component):
         drive = Signal(array_input(config))
         m.d.comb += [
             drive.codes.eq(codes), drive.side.eq(side), drive.flags.eq(what),
-            drive.flags.last_plane.eq(ends_column),
             drive.gather.eq(gathered), drive.places.eq(prepare.places),
             drive.slot.eq(prepare.slot), drive.walk.eq(prepare.walk)]
         if config.encodes:
             m.d.comb += drive["values"].eq(encoder.values)
         if config.sentinels:
             m.submodules.sentinels = sentinels = Sentinels(config)
-            m.d.comb += [
-                sentinels.codes.eq(codes), sentinels.valid.eq(is_codes),
-                sentinels.first.eq(what.first_plane), sentinels.last.eq(what.last_plane),
-                drive.high_places.eq(sentinels.places)]
+            taken = gather_take & (flags.kind == Kind.CODES)
+            m.d.comb += [sentinels.codes.eq(codes), sentinels.first.eq(what.first_plane),
+                         drive.high_places.eq(sentinels.places),
+                         drive.flags.last_plane.eq(ends_column)]
+            m.d.sync += [sentinels.valid.eq(taken), sentinels.end.eq(taken & flags.last_plane)]
         # The bank in a register for each section of tables.  Equal ones would be merged: each is
         # of another kind, by its reset or as a complement.
         m.d.comb += drive.banks[0].eq(what.bank)
@@ -230,8 +230,7 @@ class Core(wiring.Component):
             column = delay(m, is_codes & ends_column, timing.column, name="column",
                            resettable=True)
             m.d.comb += [
-                queue.write.eq(delay(m, parameters & completes, 1, name="parameters",
-                                     resettable=True)),
+                queue.write.eq(delay(m, has_parameters, 1, name="parameters", resettable=True)),
                 queue.restart.eq(store.sink_ready),
                 *(queue.data[c].eq(delay(
                     m, codes[c * config.column_code_bits:][:PARAMETER_BITS], 1, name="to_queue"))

@@ -46,6 +46,9 @@ def estimate(config):
         scalers = points // e.turns
         scaler_dsps = (e.high_lanes * points + 2 * scalers) / points
         sums += points * (75 + 18 * (e.high_lanes - 1)) + scalers * (130 + 40 * e.turns)
+    # A cell for each code, and to go through the bytes of a bank.
+    finders = e.sentinels * e.columns * (
+        e.tile_k + points * e.high_lanes * (33 + 3 * e.bank // 2))
     side = [min(32, e.side_bits - i) for i in range(0, e.side_bits, 32)]
     brams = (4 + e.code_bits // 32 * blocks(32, config.memory_beats)
              + sum(blocks(width, config.memory_beats) for width in side)
@@ -65,9 +68,9 @@ def estimate(config):
     encoder = e.encodes and not kmeans      # of banks: a small tree, two shifters
     brams += 5 * encoder
     return {
-        "comb": (1900 + 2900 * kmeans + 2000 * encoder + 800 * e.epilogue + queue
+        "comb": (1900 + 2900 * kmeans + 2000 * encoder + 800 * e.epilogue + queue + finders
                  + e.columns * tables + e.cells * (sums + 100) + e.rows * e.builders * builder),
-        "ff": 3400 + 3100 * kmeans + 1500 * encoder
+        "ff": 3400 + 3100 * kmeans + 1500 * encoder + 5 * e.sentinels * e.columns * e.tile_k
         + e.cells * ((3 * e.entry_bits(e.v) if kmeans else 33 if centroids else 25) * leaves + 350)
         + 2 * e.code_bits * (len(groups) - 1),
         "bram": ceil(brams / 2) if e.family == "xilinx7" else brams,

@@ -71,9 +71,8 @@ class PlaceFinder(wiring.Component):
         which = Signal(range(count), reset_less=True)
         bits = Signal(_GROUP, reset_less=True)      # of this group that are left
         starts = delay(m, self.load, 1, name="starts", resettable=True)
-        rest = _without_lowest(bits)
         follows = Signal()
-        m.d.comb += follows.eq(starts | ~rest.any())
+        m.d.comb += follows.eq(starts | ~_several(bits))
         candidates = Signal(count)
         m.d.comb += candidates.eq(Mux(self.load, some, left))
         with m.If(self.load):
@@ -81,7 +80,8 @@ class PlaceFinder(wiring.Component):
         with m.If(self.load | follows):
             m.d.sync += [here.eq(_lowest(candidates)), left.eq(_without_lowest(candidates))]
         m.d.sync += bits.eq(Mux(
-            follows, _either(Mux(here[i], kept[i], 0) for i in range(count)), rest))
+            follows, _either(Mux(here[i], kept[i], 0) for i in range(count)),
+            _without_lowest(bits)))
         with m.If(follows):
             m.d.sync += which.eq(_encode(here))
         m.d.comb += self.place.eq(Cat(_encode(_lowest(bits)), which))
@@ -95,6 +95,14 @@ def _lowest(bits):
 
 def _without_lowest(bits):
     return Cat(bit & bits[:i].any() for i, bit in enumerate(bits))
+
+
+def _several(bits):
+    """Whether more than one bit is set, in as few levels as there are."""
+    if len(bits) == 2:
+        return bits[0] & bits[1]
+    low, high = bits[:len(bits) // 2], bits[len(bits) // 2:]
+    return _several(low) | _several(high) | low.any() & high.any()
 
 
 def _either(values):
@@ -120,8 +128,8 @@ class Sentinels(wiring.Component):
 
     Members
     -------
-    codes : In(code_bits), valid, first, last : In(1)
-        The stream register, a beat of codes: the first plane of its column, the last.
+    codes : In(code_bits), valid, first, end : In(1)
+        The stream register; it is a beat of codes, the first plane of its column, the last plane.
     places : Out(high_places)
         Of the high weights that come with a beat, :attr:`LATENCY` cycles after it.
     """
@@ -131,7 +139,7 @@ class Sentinels(wiring.Component):
     def __init__(self, config):
         self.config = config
         super().__init__({
-            "codes": In(config.code_bits), "valid": In(1), "first": In(1), "last": In(1),
+            "codes": In(config.code_bits), "valid": In(1), "first": In(1), "end": In(1),
             "places": Out(high_places(config))})
 
     def elaborate(self, platform):
@@ -139,8 +147,7 @@ class Sentinels(wiring.Component):
         config = self.config
         heads = [lane[0] for lane in lane_positions(config) for _ in lane]
         within = bank_places(config)
-        ends = self.valid & self.last
-        load = delay(m, ends, 1, name="load", resettable=True)
+        load = delay(m, self.end, 1, name="load", resettable=True)
         found = []
         for c in range(config.columns):
             column = self.codes[c * config.column_code_bits:][:config.column_code_bits]
@@ -168,7 +175,7 @@ class Sentinels(wiring.Component):
         with m.Else():
             m.d.sync += [number.eq(number + 1), writes.eq(writes & ~number.all())]
         asked, beat = Signal(), Signal(range(SENTINEL_BEATS))
-        with m.If(ends):
+        with m.If(self.end):
             m.d.sync += [asked.eq(~asked), beat.eq(0)]
         with m.Elif(self.valid):
             m.d.sync += beat.eq(beat + 1)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hdl.config import EngineConfig
+from hdl.config import SENTINEL_BEATS, EngineConfig
 from sim import pictures
 from sim.measure import SEEDS, identity, mark_front, measure, routed
 
@@ -56,6 +56,9 @@ def utilization_rows(progress):
             (dict(bank=32), 1, 4096, 4096, "", None),
             (dict(bank=128, sparsity=0.9375), 1, 4096, 4096, "", None),
             (dict(), 4, 4096, 4096, "rows=4", None),
+            (dict(), 1, 4096, 4096, "format=sq&sentinels=1", 0.95),
+            (dict(), 4, 4096, 4096, "format=sq&rows=4&memory=ddr3", None),
+            (dict(), 4, 4096, 4096, "format=sq&rows=4&memory=ddr3&sentinels=1", None),
             (dict(side="activation"), 1, 4096, 4096, "", None),
             (dict(side="activation-dynamic"), 1, 4096, 4096, "", None),
             (dict(), 1, 1024, 1024, "", None)):
@@ -121,6 +124,7 @@ def core_rows(progress):
     rows = _beside_integers({
         name: _core(name, config, progress, mhz=110) for name, config in (
             (goal, engine()), ("64-(8/4)-0.75", engine(high_lanes=4)),
+            (f"{goal}, sentinels", engine(sentinels=True)),
             (_W4, _serial(64)), (_W8, _serial(128)))}, rows=1)
     for row in rows:
         if row["core"] == goal:
@@ -138,8 +142,9 @@ def large_core_rows(progress):
     options = dict(mhz=90, seeds=SEEDS[:1])
     return _beside_integers({
         name: _core(f"{name}, 4 rows", config, progress, **options) for name, config in (
-            ("64-(8/4)-0.875", engine(rows=4)), (_W4, _serial(64, 4)), (_W8, _serial(128, 4)))},
-        rows=4)
+            ("64-(8/4)-0.875", engine(rows=4)),
+            ("64-(8/4)-0.875, sentinels", engine(rows=4, sentinels=True)),
+            (_W4, _serial(64, 4)), (_W8, _serial(128, 4)))}, rows=4)
 
 
 def dense_rows(progress):
@@ -165,25 +170,25 @@ def dense_rows(progress):
 
 def selector_rows(progress):
     """Finding and fetching the activations of an eighth of a bank, in four cycles, ECP5."""
-    from sim.selectors import MultiplexedActivations, PlaceFinder, RAMActivations
+    from hdl.sentinels import Sentinels
+    from sim.selectors import MultiplexedActivations, RAMActivations
 
     units = (
-        ("places from sentinels", 64, PlaceFinder(64, 2, "sentinel"), 4 + 1),
-        ("places from sentinels", 32, PlaceFinder(32, 1, "sentinel"), 4 + 1),
-        ("places from a mask", 64, PlaceFinder(64, 2, "mask"), 4 + 1 + 1),
-        ("places from a mask", 32, PlaceFinder(32, 1, "mask"), 4 + 1 + 1),
-        ("places in the stream", 64, None, 4 + 8 * (8 + 6) / 64),
-        ("places in the stream", 32, None, 4 + 4 * (8 + 5) / 32),
-        ("activations from RAM", 64, RAMActivations(64, 2, "ecp5"), None),
-        ("activations by multiplexers", 64, MultiplexedActivations(64, 2, "ecp5"), None))
+        ("places from sentinels", 64, 4, Sentinels(engine(sentinels=True)), 4 + 8 * 9 / 64),
+        ("places from sentinels", 32, 8, Sentinels(engine(bank=32, high_lanes=1, sentinels=True)),
+         4 + 4 * 9 / 32),
+        ("places in the stream", 64, 4, None, 4 + 8 * (8 + 6) / 64),
+        ("places in the stream", 32, 8, None, 4 + 4 * (8 + 5) / 32),
+        ("activations from RAM", 64, 1, RAMActivations(64, 2, "ecp5"), None),
+        ("activations by multiplexers", 64, 1, MultiplexedActivations(64, 2, "ecp5"), None))
     rows = []
-    for name, bank, unit, bits in units:
+    for name, bank, banks, unit, bits in units:
         area: dict[str, Any] = routed(unit, name, progress, mhz=150) if unit is not None else {
             key: 0 for key in ("comb", "ff", "max", "ebr", "dsp")} | {"mhz": None,
                                                                      "mhz_seeds": None}
         # Of a weight, with four low bits at every place, scales not counted.
-        rows.append({"unit": name, "bank": bank, **area,
-                     "comb_64_lanes": area["comb"] * 256 // bank, "stream_bits": bits})
+        rows.append({"unit": name, "bank": bank, "banks": banks, **area,
+                     "comb_64_lanes": area["comb"] * 256 // (bank * banks), "stream_bits": bits})
     return rows
 
 
@@ -375,7 +380,8 @@ def sweep(progress, size=4096, sample=512):
     of a Student-t matrix of `sample` rows and columns; bits and cycles are of a `size` x `size`
     matrix and one token from ideal memory, cycles and area by the models of
     :mod:`host.performance` and :mod:`hdl.estimate` for 64 lanes on an ECP5, with high lanes for
-    the full rate of the low planes.
+    the full rate of the low planes; where it may, also for an engine that finds places from
+    sentinels.
     """
     import host
     from hdl.config import DeviceConfig
@@ -403,7 +409,8 @@ def sweep(progress, size=4096, sample=512):
         rows.append({
             "b": group, "s": None, "low": bits, "storage": "integers",
             "bits": round(bits + 16 / group + 32 / size, 3), "paper_bits": None,
-            **costs(machine, host.quantize(W, bits=bits, group_size=group), bits)})
+            **costs(machine, host.quantize(W, bits=bits, group_size=group), bits),
+            "sentinels_image_bits": None, "sentinels_cycles": None, "sentinels_comb": None})
     for bank, high, low in itertools.product((32, 64, 128), (1, 2, 4, 8, 16, 32, 64),
                                              (2, 3, 4)):
         if high > bank // 2:
@@ -414,6 +421,13 @@ def sweep(progress, size=4096, sample=512):
         lanes, turns = (q.needs(8)[name][0] for name in ("high_lanes", "turns"))
         machine = engine(bank=bank, high_lanes=lanes, turns=turns, address_bits=16)
         shared = costs(machine, q, column_beats(q, machine))
+        if lanes <= 2 and high <= SENTINEL_BEATS * lanes:
+            found = machine.replace(sentinels=True)
+            of_found = costs(found, q, column_beats(q, found))
+        else:
+            of_found = {}
+        shared |= {f"sentinels_{name}": of_found.get(name)
+                   for name in ("image_bits", "cycles", "comb")}
         for storage in ("sentinel", "mask"):
             code = low + 8 * high / bank if storage == "sentinel" else \
                 1 + low * config.sparsity + 8 * high / bank

@@ -227,6 +227,24 @@ def test_sides_of_sq(capsys):
     assert "--side is for --format sq" in capsys.readouterr().err
 
 
+def test_places_of_sq_from_sentinels(capsys):
+    sq = ["--board", "ulx3s", "--format", "sq", "--dry-run"]
+    plans = []
+    for options in ([], ["--sentinels"]):
+        assert main([*sq, "--json", *options]) == 0
+        plans.append(json.loads(capsys.readouterr().out))
+    assert [plan["engine"]["sentinels"] for plan in plans] == [False, True]
+    assert plans[0]["estimate"]["comb"] < plans[1]["estimate"]["comb"]
+    assert main([*sq, "--sentinels"]) == 0
+    assert "places from sentinels" in capsys.readouterr().out
+    assert main([*sq, "--sentinels", "--high-lanes", "4"]) == 2
+    assert "high_lanes must be 1 or 2" in capsys.readouterr().err
+    for wrong in (["--board", "ulx3s", "--dry-run", "--sentinels"],
+                  [*sq, "--side", "activation", "--sentinels"]):
+        assert main(wrong) == 2
+        assert "--sentinels is for --format sq with --side weight" in capsys.readouterr().err
+
+
 @pytest.mark.timeout(900)
 def test_estimate_is_within_a_third(ulx3s):
     guess = hdl.build.estimate(ULX3S.config("tiny"))

@@ -100,11 +100,12 @@ def test_places_come_with_the_beats_of_the_next_step(fields):
         for beat in beats + [None] * dut.LATENCY:
             ctx.set(dut.valid, beat is not None)
             if beat is not None:
-                for name, value in zip(("codes", "first", "last"), beat, strict=True):
+                for name, value in zip(("codes", "first", "end"), beat, strict=True):
                     ctx.set(getattr(dut, name), value)
             else:
                 ctx.set(dut.codes, int(rng.integers(1 << 60)))
-                ctx.set(dut.last, 1)
+                ctx.set(dut.first, 1)
+                ctx.set(dut.end, 0)
             due.append(None if beat is None else next(left))
             wanted = due.pop(0)
             for i, place in enumerate(wanted or ()):

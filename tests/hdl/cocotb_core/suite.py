@@ -23,6 +23,7 @@ from host.device import collect, result_beats
 from host.pack import pack
 from tests.conftest import random_matrix
 from tests.hdl.cocotb_core.memory import Bench, Memory, Stalls
+from tests.host.test_sq import random_matrix as random_sq
 
 CONFIG = EngineConfig.from_dict(json.loads(os.environ["LUTRA_ENGINE"]))
 SEED = int(os.environ.get("LUTRA_SEED", "1"))
@@ -121,7 +122,11 @@ class Job:
 
 
 def matrix(rng, N, K, bits=None, group=0, scheme=None):
-    """A random matrix; what is not given is drawn."""
+    """A random matrix; what is not given is drawn, of ``sq`` all."""
+    if CONFIG.format == "sq":
+        most = min(CONFIG.bank // 2, CONFIG.column_beats_max * CONFIG.high_lanes)
+        return random_sq(rng, N, K, bank=CONFIG.bank, low=int(rng.integers(2, 5)),
+                         sparsity=1 - int(rng.integers(1, most + 1)) / CONFIG.bank)
     bits = int(rng.integers(1, 9)) if bits is None else bits
     group = [32, 64, 128, None][rng.integers(4)] if group == 0 else group
     scheme = ["symmetric", "asymmetric"][rng.integers(2)] if scheme is None else scheme
@@ -129,7 +134,9 @@ def matrix(rng, N, K, bits=None, group=0, scheme=None):
 
 
 def tokens(rng, M, K, wide=False):
-    return rng.integers(-32768, 32768, (M, K)) if wide else rng.integers(-127, 128, (M, K))
+    if wide and CONFIG.activation_bits == 16:
+        return rng.integers(-32768, 32768, (M, K))
+    return rng.integers(-127, 128, (M, K))
 
 
 def snapshot(memory, jobs):
@@ -274,7 +281,8 @@ async def int8_results(bench, rng):
         base = layout.hold(len(image.data))
         bench.memory.store(base, image.data, image.side)
         code = LayerCode(tiles=[(base + first, steps) for first, steps in image.tiles],
-                         k_tiles=image.k_tiles, planes=bits, zero=image.zero, requant=True)
+                         k_tiles=image.k_tiles, planes=image.planes, zero=image.zero,
+                         requant=True)
         data = arrange(xq, image.positions, image.padded_k, CONFIG)
         at = layout.hold(len(data))
         bench.memory.store(at, data)
@@ -285,8 +293,7 @@ async def int8_results(bench, rng):
                                                 target=Target.INT8, relu=relu))
         await bench.begin(program)
         assert await bench.finish() == Error.NONE
-        # The bias joins a column's first plane.
-        want = sim.golden.requantize(acc, parameters["bias"] << bits - 1,
+        want = sim.golden.requantize(acc, parameters["bias"] * q.bias_unit,
                                      parameters["multiplier"], shift, relu=relu)
         assert len(np.unique(want)) > 5        # not all clipped
         found = []
