@@ -37,8 +37,9 @@ def registers_page():
     """Markdown of the register map."""
     lines = ["# Registers", "", "Generated from `hdl/registers.py`. Bits 63..62 of a byte address "
              "choose the space: " + ", ".join(f"{int(s)} {s.name.lower()}"
-                                              for s in registers.Space) + ".", "",
-             "| offset | name | access | meaning |", "|---|---|---|---|"]
+                                              for s in registers.Space) + ".  Sidebands lie "
+             "a power of two of bytes apart; what is between them takes writes and reads as zero.",
+             "", "| offset | name | access | meaning |", "|---|---|---|---|"]
     lines += [f"| {r.offset:#04x} | {r.name}{f' x {r.count}' if r.count > 1 else ''} | {r.access} "
               f"| {r.doc} |" for r in registers.REGISTERS.values()]
     lines += ["", "## Errors", "", "| code | name |", "|---|---|",
@@ -318,7 +319,7 @@ def sq_sweep_table():
     """Markdown of the Pareto front of the sq sweep."""
     return _table(["b", "s", "low", "storage", "stored bits", "the paper's", "error", "cycles",
                    "MACs per cycle", "high lanes", "bits of the image", "COMB", "EBR", "DSP",
-                   "image with sentinels", "COMB"],
+                   "image with sentinels", "COMB with them"],
                   [[r["b"], "" if r["s"] is None else r["s"], r["low"], r["storage"],
                     f"{r['bits']:.3f}", r["paper_bits"] or "", r["error"], f"{r['cycles']:,}",
                     r["macs_per_cycle"], r["high_lanes"],

@@ -81,9 +81,7 @@ class Bridge(wiring.Component):
             with m.Case(Space.MEMORY):
                 m.d.sync += legal.eq(address[beat_bits:62] < limit)
             with m.Case(Space.SIDEBAND):
-                word = address[2:stride_bits] if stride_bits > 2 else Const(0, 1)
-                m.d.sync += legal.eq((address[stride_bits:62] < limit)
-                                     & (word < engine.side_words))
+                m.d.sync += legal.eq((address[stride_bits:62] < limit) & (engine.side_words > 0))
 
         state, registers = self._registers()
         m.d.comb += state.eq(Status.IDLE)
@@ -131,6 +129,10 @@ class Bridge(wiring.Component):
 
         word_offset = Signal(range(max(2, engine.beat_bytes // 4)))
         side_offset = Signal(range(max(2, engine.side_words)))
+        # Sidebands lie a power of two apart: what is between them is written to no avail, so that a
+        # host sends many at once, and reads as zero.
+        side_words = max(1, engine.side_words)
+        between = Signal()
         # Writes leave from registers.  The engine's go first; they are short.
         from_side = Signal()
         word = Signal(32)
@@ -139,9 +141,9 @@ class Bridge(wiring.Component):
         m.d.sync += [
             write.valid.eq(self.engine.write.valid | (link_write & ~from_side)),
             write.payload.eq(self.engine.write.payload),
-            side_write.valid.eq(link_write & from_side), side_write.payload.address.eq(held),
-            side_write.payload.data.eq(word),
-            side_write.payload.mask.eq(Const(1, max(1, engine.side_words)) << side_offset)]
+            side_write.valid.eq(link_write & from_side & ~between),
+            side_write.payload.address.eq(held), side_write.payload.data.eq(word),
+            side_write.payload.mask.eq(Const(1, side_words) << side_offset)]
         with m.If(link_write):
             m.d.sync += [
                 storing.eq(0), write.payload.address.eq(held),
@@ -186,7 +188,8 @@ class Bridge(wiring.Component):
         picked, side_picked = Signal(32), Signal(32)
         arrived = Signal()
         words = Array(response.p.data[32 * i:32 * i + 32] for i in range(engine.beat_bytes // 4))
-        sides = Array(response.p.side[32 * i:32 * i + 32] for i in range(max(1, engine.side_words)))
+        sides = Array(response.p.side[32 * i:32 * i + 32]
+                      for i in range(1 << (side_words - 1).bit_length()))
         m.d.sync += [picked.eq(words[word_offset]), side_picked.eq(sides[side_offset]),
                      arrived.eq(response.valid & (response.p.tag.client == Client.LINK))]
         with m.If(reading):
@@ -220,7 +223,7 @@ class Bridge(wiring.Component):
                 m.d.sync += [
                     from_side.eq(space == Space.SIDEBAND), held.eq(memory_beat),
                     word_offset.eq(address[2:beat_bits]), side_offset.eq(address[2:stride_bits]),
-                    word.eq(self.i.p.data)]
+                    between.eq(address[2:stride_bits] >= side_words), word.eq(self.i.p.data)]
                 with m.If(space == Space.SIDEBAND):
                     m.d.sync += held.eq(side_beat)
                 with m.If(self.i.p.write):

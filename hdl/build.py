@@ -381,7 +381,7 @@ def _parser(boards):
                              "8, 16, 32")
     parser.add_argument("--sentinels", action="store_const", const=True,
                         help="sq: find where high weights lie from sentinels in the stream, which "
-                             "is an eighth shorter; takes 1 or 2 high lanes")
+                             "is a tenth shorter; takes 1 or 2 high lanes")
     parser.add_argument("--side", choices=list(_SIDES),
                         help="sq: the operand in two precisions; activation serves the "
                              "static and the dynamic split (default: weight)")
@@ -392,7 +392,7 @@ def _parser(boards):
     parser.add_argument("--seed", type=int, default=1, help="of placement (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR",
                         help="where the results go (default: "
-                             "build/BOARD[-FORMAT][-activation]-SIZE)")
+                             "build/BOARD[-FORMAT][-activation|-sentinels]-SIZE)")
     parser.add_argument("--allow-timing-fail", action="store_true",
                         help="take a bitstream that is slower than its clock")
     parser.add_argument("--dry-run", action="store_true",
@@ -435,7 +435,7 @@ def main(argv=None):
         except ArgumentError as error:
             parser.error(str(error))
         kind = "" if config.engine.format == "bitserial" else f"-{config.engine.format}"
-        kind += "-activation" * (args.side == "activation")
+        kind += "-activation" * (args.side == "activation") + "-sentinels" * bool(args.sentinels)
         out = args.out or Path("build") / f"{args.board}{kind}-{args.size}"
         if args.dry_run:
             report = describe(board, config) | {"estimate": estimate(config), "out": str(out)}

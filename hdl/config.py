@@ -150,11 +150,11 @@ class EngineConfig:
     counters: bool = True
 
     def __post_init__(self):
-        def legal(name, values):
+        def legal(name, values, why=""):
             value = getattr(self, name)
             if type(value) is not type(values[0]) or value not in values:
                 listed = ", ".join(map(repr, values))
-                raise ConfigError(f"{name} must be one of {listed}, not {value!r}")
+                raise ConfigError(f"{name} must be one of {listed}, not {value!r}{why}")
 
         legal("format", FORMATS)
         legal("family", FAMILIES)
@@ -175,7 +175,8 @@ class EngineConfig:
         legal("rows", (1, 2, 4, 8, 16))
         legal("columns", (1, 2, 4))
         for name, none in (("bank", 0), ("high_lanes", 0), ("sentinels", False), ("turns", 1)):
-            legal(name, of_format.get(name, (none,)))
+            legal(name, of_format.get(name, (none,)),
+                  "" if self.format == "sq" else ": it is for format='sq'")
         if self.sentinels and self.high_lanes > 2:
             raise ConfigError("high_lanes must be 1 or 2 where places are found from sentinels, "
                               f"not {self.high_lanes}; use sentinels=False")
@@ -330,7 +331,8 @@ class EngineConfig:
     def side_bits(self):
         """Sideband of a beat: per column and scale point a 16-bit scale and a zero-point sign.
 
-        ``sq``: part of the bank's scale and exponent, and `high_lanes` weights with their places.
+        ``sq``: part of the bank's scale and exponent, and `high_lanes` weights, with their places
+        if not from `sentinels`.
         """
         if not self.scaled:
             return 0

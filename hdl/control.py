@@ -169,11 +169,14 @@ class Control(wiring.Component):
                 short = Signal()
                 m.d.sync += short.eq(~(count[high:].any() | count[:high].all()))
                 wrong[opcode].append(short)
-        if config.sparse:       # a column's beats bring its scale, and are the turns of its banks
+        # A column's beats bring its scale and are the turns of its banks; low weights have a zero
+        # point.
+        if config.sparse:
             fields, other = FIELDS[Opcode.LMMA], Signal()
             planes = word[fields["planes"].offset:][:fields["planes"].width]    # minus one
             m.d.sync += other.eq((planes < config.column_beats - 1)
-                                 | (planes >= config.column_beats_max))
+                                 | (planes >= config.column_beats_max)
+                                 | ~word[fields["zero"].offset])
             wrong[Opcode.LMMA].append(other)
         if config.encodes and config.bank:      # stored minus one
             fields, none = FIELDS[Opcode.TOPK], Signal()

@@ -96,14 +96,16 @@ FIELDS = {
         "first": Field(4, 1, "the first K tile overwrites the accumulators"),
         "last": Field(5, 1, "the last K tile sends the accumulators to the store stage"),
         "zero": Field(6, 1, "each K tile starts with two beats that sum the activations "
-                            "for the zero points"),
+                            "for the zero points; 1 for high and low weights of sq"),
         "high": Field(7, 1, "activations are the high bytes of int16: sums count 256 times"),
         "requant": Field(8, 1, "in the last K tile each column starts with a beat of "
                                "re-quantisation parameters"),
         "planes": Field(12, 3, "bit planes of a weight; of sq beats of a column, two and "
-                             "`turns` at least", 1),
+                             "`turns` at least, at most four if places are found from "
+                             "sentinels", 1),
         "tiles": Field(16, 16, "K tiles", 1),
-        "columns": Field(32, 16, "column steps of the N tile", 1),
+        "columns": Field(32, 16, "column steps of the N tile; where places are found from "
+                                 "sentinels each K tile has one more", 1),
         "address": _ADDRESS,
     },
     Opcode.STORE: {

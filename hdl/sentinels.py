@@ -49,8 +49,8 @@ class PlaceFinder(wiring.Component):
     word : In(bank), load : In(1)
         Find its bits.
     place : Out(range(bank))
-        Of the lowest bit two cycles after `load`, then of one after the other.  A `load` finds the
-        word before it still at work for a cycle.
+        Of the lowest bit two cycles after `load`, then of one after the other; until two cycles
+        after the next `load`, though that has taken another word.
     """
 
     LATENCY = 2
@@ -152,17 +152,17 @@ class Sentinels(wiring.Component):
         for c in range(config.columns):
             column = self.codes[c * config.column_code_bits:][:config.column_code_bits]
             for t in range(config.scale_points):
-                lowest = Signal(config.bank, name=f"lowest_{c}_{t}", reset_less=True)
+                sentinels = Signal(config.bank, name=f"sentinels_{c}_{t}", reset_less=True)
                 for k in range(t * config.bank, (t + 1) * config.bank):
                     # Half tables take minus of a chunk's first weight, of others the difference.
                     head = ~column[heads[k]]
                     plane = head if k == heads[k] else head ^ column[k]
-                    bit = lowest[within[k]]
+                    bit = sentinels[within[k]]
                     with m.If(self.valid):
                         m.d.sync += bit.eq((self.first | bit) & ~plane)
                 for i in range(config.high_lanes):
                     m.submodules[f"finder_{c}_{t}_{i}"] = finder = PlaceFinder(config.bank)
-                    m.d.comb += [finder.word.eq(lowest[::-1] if i else lowest),
+                    m.d.comb += [finder.word.eq(sentinels[::-1] if i else sentinels),
                                  finder.load.eq(load)]
                     found.append(~finder.place if i else finder.place)
 

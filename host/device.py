@@ -381,6 +381,8 @@ class Device(Bound):
             what = "the layers of this chain" if together else f"{what} and its activations"
             raise DeviceError(f"{self.url} is built with {built}; {what} need {needed}: {remedy}, "
                               "or quantise otherwise")
+        if why := q.refusal(engine):
+            raise DeviceError(f"{self.url}: {why}")
 
 
 class Layer(Bound):

@@ -300,6 +300,10 @@ class QuantizedMatrix(ABC):
     def _arrays(self):
         """The format's own arrays by name; an absent one is None."""
 
+    def refusal(self, engine):
+        """Why an engine that has what :meth:`needs` says cannot run the matrix, or None."""
+        return None
+
     row_scale: np.ndarray
     """float32 [N]: the real value of one unit of :meth:`integer_weights`."""
 

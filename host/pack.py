@@ -188,7 +188,8 @@ def _index_codes(q, rows, padded, positions, config):
 def _bank_sides(q, rows, k_tiles, planes, config):
     """What beats of an sq matrix have beside codes: uint8 bits [tiles, rows, planes, points, bits].
 
-    Of every bank parts of scale and exponent and of its high weights with their places.
+    Of every bank parts of scale and exponent and of its high weights, with their places if the
+    engine does not find them.
     """
     size, points, lanes = config.bank, config.scale_points, config.high_lanes
     banks, count = q.high.shape[1:]
@@ -301,11 +302,8 @@ def pack(q, config: EngineConfig, parameters=None, order=None, tables=None):
     """
     if wrong := unmet(config, shared_needs([q.needs(q.token_bits)])):
         raise ConfigError(f"an engine for this matrix must have {wrong[1]}, not {wrong[0]}")
-    if config.sentinels and q.config.high_count > config.column_beats_max * config.high_lanes:
-        raise ConfigError(
-            f"an engine that finds places from sentinels takes at most {config.column_beats_max} "
-            f"beats for a column, and {q.config.high_count} high weights of a bank need more on "
-            f"high_lanes={config.high_lanes}; use high_lanes=2 or sentinels=False")
+    if why := q.refusal(config):
+        raise ConfigError(why)
     N, K = q.shape
     if N > MAX_DIM or K > MAX_DIM:
         raise CapacityError(f"N and K must be at most {MAX_DIM}, not {N} and {K}")

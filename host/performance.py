@@ -73,10 +73,10 @@ def one_pass(engine: EngineConfig, shape, *, group_size, planes=1, codebooks=1, 
     tiles, cycles, beats = [], 0, 0
     for start in range(0, N, width):
         steps = max(-(-min(width, N - start) // engine.columns), MIN_COLUMNS)
-        late = engine.late_steps * planes
-        tile = steps * planes + late + sums
+        steps += engine.late_steps
+        tile = steps * planes + sums
         # In the last K tile columns are as far apart as the store stage writes them.
-        last = steps * max(planes, engine.store_beats) + late + sums
+        last = steps * max(planes, engine.store_beats) + sums
         tiles.append(tile)
         cycles += (k_tiles - 1) * tile + last
         beats += k_tiles * tile

@@ -1,6 +1,7 @@
 """The device behind ``sim:``: a Verilated top in this process."""
 
 import math
+from itertools import product
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -149,13 +150,20 @@ class SimTransport(Transport):
         if any(getattr(engine, name) not in values for name, values in needs.items()
                if name in self.fixed):
             return False
-        needs = {name: values[0] for name, values in needs.items() if name not in self.fixed}
-        if engine.format == q.format and all(getattr(engine, name) == needs.get(name)
-                                             for name in ("v", "b") if name in needs):
-            wanted = engine.replace(**needs)
-        else:       # other chunks are another array
-            kept = {name: getattr(engine, name) for name in self.fixed - {"format"}}
-            wanted = EngineConfig(**default_engine(q.format, **{**needs, **kept}))
+        needs = {name: values for name, values in needs.items() if name not in self.fixed}
+        if not all(needs.values()):
+            return False
+        # What is fixed may rule out what would be the best.
+        for chosen in map(dict, product(*([(name, value) for value in values]
+                                          for name, values in needs.items()))):
+            try:
+                wanted = self._with(engine, q.format, chosen)
+            except ConfigError as error:
+                refused = error
+            else:
+                break
+        else:
+            raise refused
         group = q.config.group_size
         if group is not None and group < wanted.group_width and q.shape[1] > group \
                 and "scale_points" not in self.fixed:
@@ -166,6 +174,15 @@ class SimTransport(Transport):
             engine=wanted,
             memory_beats=self.config.memory_beats * engine.beat_bytes // wanted.beat_bytes))
         return True
+
+    def _with(self, engine, format, needs):
+        """An engine for a format that has what is needed, the rest as it is or by default."""
+        if engine.format == format and all(getattr(engine, name) == needs.get(name)
+                                           for name in ("v", "b") if name in needs):
+            return engine.replace(**needs)
+        # Other chunks are another array.
+        kept = {name: getattr(engine, name) for name in self.fixed - {"format"}}
+        return EngineConfig(**default_engine(format, **{**needs, **kept}))
 
     def _window(self, address, nbytes):
         """View of the memory model for an address, or None for what needs the link."""

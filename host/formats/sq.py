@@ -377,6 +377,14 @@ class SQMatrix(QuantizedMatrix):
                 "high_lanes": tuple(enough), "turns": tuple(turns),
                 "sentinels": (False, True)[:1 + (self.config.high_count <= 2 * SENTINEL_BEATS)]}
 
+    def refusal(self, engine):
+        most = engine.column_beats_max * engine.high_lanes
+        if self.config.high_count <= most:
+            return None
+        return (f"an engine that finds places from sentinels with high_lanes={engine.high_lanes} "
+                f"takes at most {most} high weights of a bank, and the matrix has "
+                f"{self.config.high_count}: use one with high_lanes=2 or sentinels=False")
+
     @property
     def planes(self):
         """int: bit planes of a low weight."""

@@ -9,6 +9,7 @@ import host
 import sim.golden
 from hdl.config import EngineConfig
 from hdl.isa import Instruction
+from hdl.registers import Space, base_of
 from host.formats.sq import SQ, SQMatrix
 from host.pack import pack
 from host.performance import matmul_cycles
@@ -128,11 +129,37 @@ def test_cycles_are_those_of_the_model(device):
 def test_columns_of_too_few_or_too_many_beats_are_refused(device):
     legal = range(device.engine.column_beats, device.engine.column_beats_max + 1)
     for planes in range(1, 9):
-        program = [Instruction.make("LMMA", planes=planes, columns=8)]
+        program = [Instruction.make("LMMA", planes=planes, columns=8, zero=1)]
         # Those that can be wait for tables that nobody builds.
         with pytest.raises(host.ProgramError,
                            match="DEADLOCK" if planes in legal else "BAD_FIELD"):
             device.run(program)
+
+
+def test_a_matrix_without_zero_points_is_refused(device):
+    planes = device.engine.column_beats
+    with pytest.raises(host.ProgramError, match="BAD_FIELD"):
+        device.run([Instruction.make("LMMA", planes=planes, columns=8)])
+
+
+def test_sidebands_over_the_link(device, monkeypatch):
+    """As many words as they have: those in between are written, and go nowhere."""
+    rng = np.random.default_rng(SEED)
+    engine = device.engine
+    q = random_matrix(rng, 11, 150, bank=engine.bank, sparsity=1 - 2 / engine.bank)
+    monkeypatch.setattr(device.transport, "direct", False)
+    sides = device.transport.model.side
+    layer = device.load(q)
+    image, at = layer._image, layer._code.tiles[0][0]
+    assert np.array_equal(sides[at:at + len(image.side)], image.side)
+    x = rng.integers(-127, 128, (2, 150))
+    assert np.array_equal(layer.integers(x), sim.golden.integers(q, x))
+    # And back: what is in between reads as zero.
+    words = engine.side_stride // 4
+    raw = device.transport.read(base_of(Space.SIDEBAND) + at * engine.side_stride, 4 * words * 3)
+    rows = np.frombuffer(raw, np.uint32).reshape(3, words)
+    assert np.array_equal(rows[:, :engine.side_words], image.side[:3])
+    assert not rows[:, engine.side_words:].any()
 
 
 def test_wide_activations_are_refused(device):
@@ -188,10 +215,23 @@ def test_more_sentinels_than_beats_find():
             device.load(q)
     with host.open(DEVICES["sentinels, two columns"]) as device:
         q = random_matrix(np.random.default_rng(0), 8, 16, bank=32, sparsity=0.75)
-        with pytest.raises(host.ConfigError, match=r"at most 4 beats .* 8 .* high_lanes=2 or sent"):
+        with pytest.raises(host.DeviceError, match=r"at most 4 high .* 8: .* high_lanes=2 or sent"):
             device.load(q)
+        with pytest.raises(host.ConfigError, match=r"at most 4 high .* 8: .* high_lanes=2 or sent"):
+            pack(q, device.engine)
         layer = device.load(random_matrix(np.random.default_rng(0), 8, 16, bank=32))
         assert layer.integers(np.zeros((1, 16), int)).shape == (1, 8)
+
+
+@pytest.mark.parametrize("low, count", [(2, 5), (2, 8), (3, 8), (4, 4), (4, 8)])
+def test_engines_with_sentinels_keep_to_two_lanes(low, count):
+    q = random_matrix(np.random.default_rng(0), 8, 16, bank=64, low=low, sparsity=1 - count / 64)
+    with host.open(DEVICES["sentinels"].replace("high_lanes=2&", "").replace("rows=2", "rows=1")
+                   ) as device:
+        layer = device.load(q)
+        assert device.engine.sentinels and device.engine.high_lanes <= 2
+        assert np.array_equal(layer.integers(np.ones((1, 16), int)),
+                              sim.golden.integers(q, np.ones((1, 16), int)))
 
 
 def test_steps_that_sentinels_do_not_divide_take_more_beats():
