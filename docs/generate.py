@@ -37,7 +37,7 @@ def registers_page():
     """Markdown of the register map."""
     lines = ["# Registers", "", "Generated from `hdl/registers.py`. Bits 63..62 of a byte address "
              "choose the space: " + ", ".join(f"{int(s)} {s.name.lower()}"
-                                              for s in registers.Space) + ".  Sidebands lie "
+                                              for s in registers.Space) + ". Sidebands lie "
              "a power of two of bytes apart; what is between them takes writes and reads as zero.",
              "", "| offset | name | access | meaning |", "|---|---|---|---|"]
     lines += [f"| {r.offset:#04x} | {r.name}{f' x {r.count}' if r.count > 1 else ''} | {r.access} "
